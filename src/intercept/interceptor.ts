@@ -1,0 +1,73 @@
+/**
+ * The contract between the proxy and what Holdfast does to commands. The proxy moves bytes; an interceptor
+ * looks at one request and its reply. Registration is one line in `registry.ts`, whose order is the order of calls:
+ * requests pass the interceptors first to last, replies last to first.
+ *
+ *   request ──▶ A.request ──▶ B.request ──▶ KV store
+ *   client  ◀── A's onReply ◀── B's onReply ◀──┘
+ *
+ * A command that no interceptor handles never becomes an Exchange: its bytes go on as they are.
+ */
+import type { CommandEntry } from '../command/command.ts';
+import type { HoldfastError } from '../errors.ts';
+import type { Protocol } from '../resp/encode.ts';
+
+/** What interceptors may know of the client's session. */
+export interface SessionView {
+  /** Holdfast's own client ID, as `CLIENT ID` gives it. */
+  readonly id: number;
+  /** The name the session authenticated as; `default` without AUTH. */
+  readonly user: string;
+  readonly database: number;
+  readonly protocol: Protocol;
+  readonly closed: boolean;
+  /** A place for an interceptor to keep what belongs to the session; dropped with it. */
+  readonly state: Map<symbol, unknown>;
+  /** Calls `listener` once when the session ends. */
+  onClose(listener: () => void): void;
+}
+
+/** One intercepted request on its way. Arguments and replies are owned by the exchange and may be kept. */
+export interface Exchange {
+  readonly session: SessionView;
+  /** `undefined`: a command that the table does not know. */
+  readonly command: CommandEntry | undefined;
+  /** Command name first. Assigning rewrites what is sent. */
+  args: readonly Buffer[];
+  /** Queued behind a MULTI: `onReply` then sees this command's member of EXEC's reply, `+QUEUED` is not shown to it. */
+  readonly queued: boolean;
+  /** On EXEC: what was queued since MULTI, in order. Otherwise empty. */
+  readonly transaction: readonly Exchange[];
+
+  /** Answers in place of the KV store. Later interceptors are skipped; `onReply` of earlier ones still applies. */
+  respond(reply: Buffer): void;
+  /**
+   * Sees the whole reply (one RESP frame in the session's protocol) and gives the one to pass on. A promise holds this
+   * reply and those behind it, not the requests behind it. A rejection answers the client with an error and closes nothing.
+   */
+  onReply(transform: (reply: Buffer) => Buffer | Promise<Buffer>): void;
+  /**
+   * The upstream connection broke before the reply: the outcome at the KV store is unknown. Gives the reply instead of
+   * the default error. The first registered one that gives a buffer wins.
+   */
+  onLost(recover: (cause: HoldfastError) => Buffer | Promise<Buffer>): void;
+  /** Queued, but never executed: DISCARD, EXECABORT, a null EXEC (WATCH), a refused queueing or a closed session. */
+  onDiscard(listener: () => void): void;
+  /**
+   * Sends a request once more (this one's current `args` by default) on a connection fit for this session and command,
+   * and gives the raw reply. Only inside `onReply` and `onLost`. Rejects with `KVDOWN` when there is no upstream
+   * within `limits.holdMs`, and when that connection breaks too.
+   */
+  resend(args?: readonly Buffer[]): Promise<Buffer>;
+}
+
+export interface Interceptor {
+  readonly name: string;
+  /** Asked once per command at start, and once with `undefined` for commands that the table does not know. */
+  handles(command: CommandEntry | undefined): boolean;
+  /**
+   * A promise holds this request and all behind it in the session (execution order is kept); a rejection with a
+   * HoldfastError answers the client with it. Synchronous is the usual case.
+   */
+  request(exchange: Exchange): void | Promise<void>;
+}
