@@ -21,6 +21,19 @@ export interface KeySpec {
     | { readonly type: 'unknown' };
 }
 
+/** One command as a server's `COMMAND` describes it, and as the generated table stores it. */
+export interface CommandDescription {
+  /** Lower case; a subcommand as `container|subcommand`. */
+  readonly name: string;
+  readonly arity: number;
+  readonly flags: readonly string[];
+  readonly categories: readonly string[];
+  readonly keySpecs: readonly KeySpec[];
+  /** Which reference servers have it; empty for Holdfast's own. */
+  readonly servers: readonly ('redis' | 'valkey')[];
+  readonly subcommands: readonly CommandDescription[];
+}
+
 export interface CommandEntry {
   /** Lower case; a subcommand as `container|subcommand`, e.g. `xgroup|create`. */
   readonly name: string;
@@ -32,8 +45,12 @@ export interface CommandEntry {
   readonly flags: ReadonlySet<string>;
   readonly categories: ReadonlySet<string>;
   readonly keySpecs: readonly KeySpec[];
-  /** Which reference servers have it. */
+  /** Which reference servers have it; empty for Holdfast's own commands. */
   readonly servers: readonly ('redis' | 'valkey')[];
+  /** Holdfast's own: no KV store knows it. */
+  readonly own: boolean;
   /** For containers (`xgroup`, `client`, …): its subcommands by lower-case name. */
   readonly subcommands: ReadonlyMap<string, CommandEntry> | undefined;
+  /** For subcommands: the command it belongs to. */
+  readonly container: CommandEntry | undefined;
 }
