@@ -5,10 +5,11 @@
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { freePort } from '../src/embedded/free-port.ts';
 
 export type KvBinary = 'redis-server' | 'valkey-server';
 
@@ -51,17 +52,6 @@ export function temporaryDirectory(prefix: string): string {
   const directory = mkdtempSync(join(tmpdir(), `holdfast-${prefix}-`));
   directories.add(directory);
   return directory;
-}
-
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const probe = createServer();
-    probe.once('error', reject);
-    probe.listen(0, '127.0.0.1', () => {
-      const address = probe.address();
-      probe.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0));
-    });
-  });
 }
 
 /** Sends one inline PING on a connection of its own. */

@@ -59,8 +59,8 @@ const ACTIONS: Readonly<Record<string, Action>> = {
   },
   async pipeline({ client, token, random }) {
     const texts = Array.from({ length: 1 + random.below(40) }, token);
-    const replies = texts.map((text) => client.send('ECHO', text));
-    for (const [index, reply] of replies.entries()) expectEqual('pipelined ECHO', await reply, texts[index]);
+    const replies = await Promise.all(texts.map((text) => client.send('ECHO', text)));
+    for (const [index, reply] of replies.entries()) expectEqual('pipelined ECHO', reply, texts[index]);
   },
   async ownKey({ client, prefix, token }) {
     const text = token();
@@ -101,9 +101,11 @@ const ACTIONS: Readonly<Record<string, Action>> = {
     const { client, prefix, token } = turn;
     const text = token();
     const key = `${prefix}list:${text}`;
-    const popped = client.send('BLPOP', key, '4');
-    await withHelper(turn, (helper) => helper.send('RPUSH', key, text));
-    expectEqual('BLPOP', await popped, [key, text]);
+    const [popped] = await Promise.all([
+      client.send('BLPOP', key, '4'),
+      withHelper(turn, (helper) => helper.send('RPUSH', key, text)),
+    ]);
+    expectEqual('BLPOP', popped, [key, text]);
   },
   async stream(turn) {
     const { client, prefix, token } = turn;
@@ -111,10 +113,12 @@ const ACTIONS: Readonly<Record<string, Action>> = {
     const key = `${prefix}stream`;
     await client.send('XGROUP', 'CREATE', key, 'group', '$', 'MKSTREAM');
     await client.send('XGROUP', 'SETID', key, 'group', '$');
-    const read = client.send('XREADGROUP', 'GROUP', 'group', 'me', 'BLOCK', '4000', 'STREAMS', key, '>');
-    const id = await withHelper(turn, (helper) => helper.send('XADD', key, 'MAXLEN', '10', '*', 'field', text));
+    const [read, id] = await Promise.all([
+      client.send('XREADGROUP', 'GROUP', 'group', 'me', 'BLOCK', '4000', 'STREAMS', key, '>'),
+      withHelper(turn, (helper) => helper.send('XADD', key, 'MAXLEN', '10', '*', 'field', text)),
+    ]);
     const entry = [id.bytes.toString(), ['field', text]];
-    expectEqual('XREADGROUP', await read, turn.protocol === 3 ? [key, [entry]] : [[key, [entry]]]);
+    expectEqual('XREADGROUP', read, turn.protocol === 3 ? [key, [entry]] : [[key, [entry]]]);
     expectEqual('XACK', await client.send('XACK', key, 'group', id.bytes), 1);
   },
   async subscribed(turn) {

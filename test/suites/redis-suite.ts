@@ -7,6 +7,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { startLedgerDatabases } from '../../bench/ledger-databases.ts';
 import { isInstalled, type KvBinary } from '../../bench/processes.ts';
 import { type Difference, differences, tally } from './compare.ts';
 import { KNOWN_DIFFERENCES } from './known-differences.ts';
@@ -148,6 +149,7 @@ async function main(): Promise<number> {
   );
   const sources = obtainRedisSources();
   const units = values.units?.split(',') ?? (values.short ? SHORT_UNITS : listUnits(sources));
+  const ledger = targets.some((target) => target !== 'direct') ? await startLedgerDatabases() : undefined;
   const comparisons: Comparison[] = [];
   for (const server of servers) {
     for (const variant of variants) {
@@ -159,6 +161,7 @@ async function main(): Promise<number> {
         tags: values.tags,
         jobs: Number(values.jobs),
         unitTimeoutSeconds: Number(values['unit-timeout']),
+        ...(ledger === undefined ? {} : { createDatabase: () => ledger.create() }),
       };
       const direct = await baseline(sources, options, values['fresh-baseline']);
       comparisons.push({ server, variant, target: 'direct', units: direct, differences: [], flaky: [] });
@@ -172,6 +175,7 @@ async function main(): Promise<number> {
       }
     }
   }
+  await ledger?.stop();
   if (values.out !== undefined) writeFileSync(values.out, JSON.stringify(comparisons, null, 1));
   return report(comparisons);
 }
