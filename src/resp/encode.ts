@@ -42,6 +42,13 @@ export function bulk(value: Buffer | string): Buffer {
   return Buffer.concat([Buffer.from(`$${bytes.length}\r\n`, 'latin1'), bytes, CRLF]);
 }
 
+/** Text in the form of INFO and CLIENT LIST: a bulk string in RESP2, verbatim in RESP3. */
+export function text(protocol: Protocol, content: string): Buffer {
+  const bytes = Buffer.from(content, 'latin1');
+  if (protocol === 2) return bulk(bytes);
+  return Buffer.concat([Buffer.from(`=${bytes.length + 4}\r\ntxt:`, 'latin1'), bytes, CRLF]);
+}
+
 /** An array of frames that are encoded already. */
 export function array(frames: readonly Buffer[]): Buffer {
   return Buffer.concat([Buffer.from(`*${frames.length}\r\n`, 'latin1'), ...frames]);

@@ -1,0 +1,297 @@
+/**
+ * Decides what a session does with one request that is not plain: which lane it needs, which interceptors see it, what
+ * the session must remember of it. Nothing here waits: what has to wait goes on through `Session.onLane` and holds.
+ */
+import { HoldfastError } from '../errors.ts';
+import * as encode from '../resp/encode.ts';
+import { forward, intercept, newExchange, onLane, send, sendControl, sendExchange, sendSticky } from './forward.ts';
+import { Request } from './request.ts';
+import type { Session } from './session.ts';
+import { answerSessionCommand, queuedSessionCommand, resetSession } from './session-commands.ts';
+import { Hold, LOST_TEXT, Pin, type Transaction } from './session-state.ts';
+
+const MINUS = 45;
+const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
+const TRANSACTION_LOST = encode.error('EXECABORT Transaction discarded: the connection to the KV store was lost');
+
+export function dispatch(session: Session, request: Request): void {
+  const { carriage } = request.plan;
+  const name = request.command?.name;
+  if (name === 'quit') {
+    session.endWith(session.replyMode === 'on' ? encode.OK : undefined);
+    return;
+  }
+  if (name === 'reset' && request.args.length === 1) {
+    resetSession(session);
+    return;
+  }
+  if (session.transaction !== undefined) {
+    dispatchInTransaction(session, request, session.transaction);
+    return;
+  }
+  if (session.protocol === 2 && session.subscriptions.size > 0) {
+    // The server judges what may be sent now; only confirmations must be counted.
+    if (carriage === 'subscribe' || carriage === 'unsubscribe') sendSubscription(session, request);
+    else onLane(session, Pin.subscribed, () => forward(session, request));
+    return;
+  }
+  switch (carriage) {
+    case 'session':
+      answerSessionCommand(session, request);
+      return;
+    case 'shared':
+      send(session, request, 0);
+      return;
+    case 'blocking-option':
+      send(session, request, hasBlockOption(request.args) ? Pin.blocking : 0);
+      return;
+    case 'blocking':
+      send(session, request, Pin.blocking);
+      return;
+    case 'wait':
+      onLane(session, Pin.blocking, () => {
+        // WAIT counts from its own connection's last command; a new lane has none.
+        session.sendIgnored(['PING']);
+        forward(session, request);
+      });
+      return;
+    case 'multi':
+      onLane(session, Pin.transaction, () => {
+        if (request.args.length === 1) {
+          session.transaction = { slots: 0, members: [], broken: session.watchLost ? 'watch' : undefined };
+          session.watchLost = false;
+        } else session.pins &= ~Pin.transaction;
+        forward(session, request);
+      });
+      return;
+    case 'watch':
+      send(session, request, Pin.watch);
+      return;
+    case 'unwatch':
+    case 'exec':
+    case 'discard':
+      session.watchLost = false;
+      onLane(session, 0, () => {
+        session.pins &= ~Pin.watch;
+        forward(session, request);
+      });
+      return;
+    case 'subscribe':
+    case 'unsubscribe':
+      sendSubscription(session, request);
+      return;
+    case 'sticky':
+      sendSticky(session, request, request.command!.name);
+      return;
+    case 'raw':
+      enterRawMode(session, request);
+      return;
+    case 'control':
+      sendControl(session, request);
+      return;
+  }
+}
+
+// ------------------------------------------------------------------ transactions
+
+function dispatchInTransaction(session: Session, request: Request, transaction: Transaction): void {
+  const { carriage } = request.plan;
+  if (transaction.broken === 'lost') {
+    answerInLostTransaction(session, request, transaction);
+    return;
+  }
+  session.onLane(
+    Pin.transaction,
+    () => {
+      switch (carriage) {
+        case 'exec':
+          endTransaction(session);
+          if (transaction.broken !== undefined) abandon(session, transaction);
+          else execute(session, request, transaction);
+          return;
+        case 'discard':
+          endTransaction(session);
+          for (const member of transaction.members) member.discard();
+          forward(session, request);
+          return;
+        case 'multi':
+        case 'watch':
+          forward(session, request);
+          return;
+        case 'subscribe':
+        case 'unsubscribe':
+        case 'raw':
+          // Confirmations inside EXEC's reply and behind it: the framing is client's and server's from here on.
+          session.transaction = undefined;
+          enterRawMode(session, request);
+          return;
+        default:
+          enqueue(session, request, transaction);
+      }
+    },
+    () => {
+      transaction.broken = 'lost';
+      answerInLostTransaction(session, request, transaction);
+    },
+  );
+}
+
+function endTransaction(session: Session): void {
+  session.transaction = undefined;
+  session.pins &= ~(Pin.watch | Pin.transaction);
+}
+
+function answerInLostTransaction(session: Session, request: Request, transaction: Transaction): void {
+  const { carriage } = request.plan;
+  if (carriage === 'exec' || carriage === 'discard') {
+    endTransaction(session);
+    for (const member of transaction.members) member.discard();
+  }
+  session.answer(carriage === 'discard' ? encode.OK : TRANSACTION_LOST);
+}
+
+function enqueue(session: Session, request: Request, transaction: Transaction): void {
+  const own = queuedSessionCommand(session, request);
+  if (request.plan.interceptors.length === 0 && own === undefined) {
+    transaction.slots += 1;
+    forward(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, true, []);
+  if (own !== undefined) exchange.finally(own);
+  intercept(session, exchange, request, () => {
+    const { answer } = exchange;
+    if (answer?.[0] === MINUS) {
+      transaction.broken ??= 'refused';
+      exchange.discard();
+      session.answer(answer);
+      return;
+    }
+    exchange.slot = transaction.slots;
+    transaction.slots += 1;
+    transaction.members.push(exchange);
+    if (answer !== undefined) session.answer(encode.QUEUED);
+    else sendExchange(session, exchange, request, Pin.transaction);
+  });
+}
+
+function execute(session: Session, request: Request, transaction: Transaction): void {
+  if (transaction.members.length === 0 && request.plan.interceptors.length === 0) {
+    forward(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, false, transaction.members);
+  // Until it is sent the connection's transaction is open.
+  session.pins |= Pin.transaction;
+  intercept(session, exchange, request, () => {
+    session.pins &= ~Pin.transaction;
+    if (exchange.answer !== undefined) {
+      session.sendIgnored(['DISCARD']);
+      for (const member of transaction.members) member.discard();
+      session.inTurn(() => exchange.settleAnswer());
+      return;
+    }
+    if (session.lane?.state !== 'ready') {
+      session.inFlight += 1;
+      exchange.lost(new HoldfastError('KVDOWN', LOST_TEXT));
+      return;
+    }
+    sendExchange(session, exchange, request, 0);
+  });
+}
+
+/** EXEC of a transaction that must fail although the KV store would execute it. */
+function abandon(session: Session, transaction: Transaction): void {
+  for (const member of transaction.members) member.discard();
+  const reply = transaction.broken === 'watch' ? encode.nullArray(session.protocol) : ABORTED;
+  session.sendIgnored(['DISCARD'], () => {
+    if (session.replyMode === 'on') session.output.write(reply);
+  });
+}
+
+// ------------------------------------------------------------------ subscriptions
+
+function sendSubscription(session: Session, request: Request): void {
+  if (request.plan.interceptors.length === 0) {
+    subscribe(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, false, []);
+  intercept(session, exchange, request, () => {
+    if (exchange.answer !== undefined) session.inTurn(() => exchange.settleAnswer());
+    else subscribe(session, new Request(request.plan, exchange.args, undefined));
+  });
+}
+
+function subscribe(session: Session, request: Request): void {
+  onLane(session, Pin.subscribed, () => {
+    if (request.plan.carriage === 'subscribe' && request.args.length < 2) {
+      updateSubscribed(session);
+      forward(session, request);
+      return;
+    }
+    const { subscriptions } = session;
+    const { count, revert } = subscriptions.apply(request.command!.name, request.args.slice(1));
+    const silent = session.replyMode !== 'on';
+    session.laneDirty = true;
+    session.inFlight += 1;
+    const lane = session.lane!;
+    lane.subscribedResp2 = session.protocol === 2;
+    let left = count;
+    const settle = (): void => {
+      updateSubscribed(session);
+      session.replyDone();
+    };
+    lane.sendConfirmed(
+      {
+        reply: (frame) => {
+          const failed = frame[0] === MINUS;
+          if (failed) revert();
+          if (!silent) session.push(frame);
+          left -= 1;
+          if (left === 0 || failed) settle();
+        },
+        lost: (cause) => {
+          // Subscriptions are made again on the next lane; only who is left without one is told.
+          if (subscriptions.size === 0) session.output.write(encode.error(cause.toReplyText()));
+          settle();
+        },
+      },
+      request.bytes,
+      count,
+    );
+  });
+}
+
+function updateSubscribed(session: Session): void {
+  const subscribed = session.subscriptions.size > 0;
+  if (subscribed) session.pins |= Pin.subscribed;
+  else session.pins &= ~Pin.subscribed;
+  if (session.dedicated && session.lane !== undefined) {
+    session.lane.subscribedResp2 = subscribed && session.protocol === 2;
+  }
+}
+
+// ------------------------------------------------------------------ raw mode
+
+/** From here on bytes pass both ways without framing; what is in flight is answered first. */
+function enterRawMode(session: Session, request: Request): void {
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    onLane(session, Pin.raw, () => {
+      session.laneDirty = true;
+      session.lane!.raw = true;
+      session.lane!.append(request.bytes, 0, request.bytes.length);
+    });
+    session.lift(Hold.request);
+  });
+}
+
+function hasBlockOption(args: readonly Buffer[]): boolean {
+  for (let i = 1; i < args.length; i += 1) {
+    const word = args[i]!;
+    if (word.length === 5 && word.toString('latin1').toLowerCase() === 'block') return true;
+    if (word.length === 7 && word.toString('latin1').toLowerCase() === 'streams') return false;
+  }
+  return false;
+}

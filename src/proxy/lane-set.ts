@@ -1,0 +1,198 @@
+/**
+ * The lanes of one upstream identity (user, database, protocol version): shared lanes, and a pool of dedicated ones.
+ *
+ * Usually there is one shared lane. When a reply is slow in coming (a script that runs for seconds, CLIENT PAUSE) the
+ * lane is *stalled*: sessions with nothing in flight move to a further one, so that they hear `-BUSY` from the server
+ * instead of waiting behind somebody else, and SCRIPT KILL gets through.
+ */
+import { HoldfastError } from '../errors.ts';
+import type { Lane } from './lane.ts';
+import type { LaneIdentity, Upstream } from './upstream.ts';
+
+/** Somebody who waits for a lane. Called once. */
+export interface LaneWaiter {
+  ready(lane: Lane): void;
+  /** `refused` is true where the server answered the handshake with an error: `cause.message` is that error's text. */
+  failed(cause: HoldfastError, refused: boolean): void;
+}
+
+interface Waiting {
+  readonly waiter: LaneWaiter;
+  readonly dedicated: boolean;
+  readonly deadline: number;
+}
+
+const RETIRED = new HoldfastError('RETIRED', 'closed by Holdfast');
+/** Ticks without progress before a lane with replies owed counts as stalled, and before idle lanes are closed. */
+const STALLED_TICKS = 3;
+const IDLE_TICKS = 20 * 60;
+const SHARED_LANES_MAX = 16;
+
+export class LaneSet {
+  readonly identity: LaneIdentity;
+  private readonly upstream: Upstream;
+  private readonly onEmpty: () => void;
+  private readonly shared: Lane[] = [];
+  private readonly idle: { lane: Lane; ticks: number }[] = [];
+  private readonly waiting: Waiting[] = [];
+  private readonly progress = new Map<Lane, { reads: number; ticks: number; idleTicks: number }>();
+  private connecting = 0;
+  private dedicatedInUse = 0;
+  private retryTimer: NodeJS.Timeout | undefined;
+
+  constructor(upstream: Upstream, identity: LaneIdentity, onEmpty: () => void) {
+    this.upstream = upstream;
+    this.identity = identity;
+    this.onEmpty = onEmpty;
+  }
+
+  /** A shared lane to use at once, if there is one. */
+  sharedLane(): Lane | undefined {
+    for (const lane of this.shared) if (!lane.stalled) return lane;
+    return this.shared.length >= SHARED_LANES_MAX ? this.shared[0] : undefined;
+  }
+
+  /** A dedicated lane to use at once, if one is idle. */
+  dedicatedLane(): Lane | undefined {
+    const lane = this.idle.pop()?.lane;
+    if (lane !== undefined) this.dedicatedInUse += 1;
+    return lane;
+  }
+
+  /** Waits for a lane, for `limits.holdMs` at the most. Gives a function that ends the wait. */
+  wait(dedicated: boolean, waiter: LaneWaiter): () => void {
+    const waiting: Waiting = { waiter, dedicated, deadline: this.upstream.waitDeadline() };
+    this.waiting.push(waiting);
+    this.connectForWaiters();
+    // Away for longer than anybody may wait: say so at once, not at the next tick.
+    if (waiting.deadline <= Date.now()) setImmediate(() => this.giveUp(Date.now()));
+    return () => {
+      const at = this.waiting.indexOf(waiting);
+      if (at >= 0) this.waiting.splice(at, 1);
+    };
+  }
+
+  /** Takes back a dedicated lane. One that is not provably clean is closed, never used again. */
+  release(lane: Lane, clean: boolean): void {
+    this.dedicatedInUse -= 1;
+    lane.owner = undefined;
+    if (lane.state !== 'ready') return;
+    const wanted = this.waiting.some((waiting) => waiting.dedicated);
+    if (!clean || lane.owed > 0) lane.close(RETIRED);
+    else if (wanted || this.idle.length < this.upstream.limits.idleLanesMax) this.addDedicated(lane);
+    else lane.close(RETIRED);
+  }
+
+  /** Called 20 times a second: finds stalled lanes, closes idle ones, gives up on waits that took too long. */
+  tick(): void {
+    this.giveUp(Date.now());
+    for (const lane of this.shared) this.watch(lane);
+    for (let i = this.idle.length - 1; i >= 0; i -= 1) {
+      const entry = this.idle[i]!;
+      entry.ticks += 1;
+      if (entry.ticks < IDLE_TICKS) continue;
+      this.idle.splice(i, 1);
+      entry.lane.close(RETIRED);
+    }
+    if (this.waiting.length > 0) this.connectForWaiters();
+    const unused = this.shared.length + this.idle.length + this.waiting.length + this.connecting + this.dedicatedInUse;
+    if (unused === 0) this.onEmpty();
+  }
+
+  private giveUp(now: number): void {
+    const late = this.waiting.filter((waiting) => waiting.deadline <= now);
+    if (late.length === 0) return;
+    const left = this.waiting.filter((waiting) => waiting.deadline > now);
+    this.waiting.splice(0, this.waiting.length, ...left);
+    for (const { waiter } of late) {
+      waiter.failed(new HoldfastError('KVDOWN', 'the KV store cannot be reached; try again later'), false);
+    }
+  }
+
+  private watch(lane: Lane): void {
+    const seen = this.progress.get(lane);
+    if (seen === undefined) return;
+    if (lane.reads !== seen.reads) {
+      seen.reads = lane.reads;
+      seen.ticks = 0;
+      seen.idleTicks = 0;
+      lane.stalled = false;
+    } else if (lane.owed > 0) {
+      seen.ticks += 1;
+      if (seen.ticks >= STALLED_TICKS) lane.stalled = true;
+    } else {
+      seen.ticks = 0;
+      lane.stalled = false;
+      seen.idleTicks += 1;
+      // The first lane stays while it serves anybody; further ones were for a stall that is over.
+      if (seen.idleTicks >= IDLE_TICKS && this.shared[0] !== lane) lane.close(RETIRED);
+    }
+  }
+
+  private connectForWaiters(): void {
+    if (this.retryTimer !== undefined) return;
+    const dedicated = this.waiting.filter((waiting) => waiting.dedicated).length;
+    const shared = this.waiting.length > dedicated ? 1 : 0;
+    const wanted = Math.min(dedicated + shared, 256) - this.connecting;
+    if (wanted <= 0) return;
+    const backoffMs = this.upstream.backoffMs();
+    if (backoffMs > 0) {
+      this.retryTimer = setTimeout(() => {
+        this.retryTimer = undefined;
+        this.connectForWaiters();
+      }, backoffMs);
+      return;
+    }
+    for (let i = 0; i < wanted; i += 1) this.connectOne(shared === 1 && i === 0 && this.connecting === 0);
+  }
+
+  private connectOne(forShared: boolean): void {
+    this.connecting += 1;
+    this.upstream.connect(this.identity, forShared, {
+      ready: (lane) => {
+        this.connecting -= 1;
+        if (forShared) this.addShared(lane);
+        else this.addDedicated(lane);
+      },
+      failed: (cause, refused) => {
+        this.connecting -= 1;
+        if (refused) {
+          for (const { waiter } of this.waiting.splice(0)) waiter.failed(cause, true);
+          return;
+        }
+        if (this.waiting.length > 0) this.connectForWaiters();
+      },
+      closed: (lane) => {
+        const at = this.shared.indexOf(lane);
+        if (at >= 0) this.shared.splice(at, 1);
+        const idleAt = this.idle.findIndex((entry) => entry.lane === lane);
+        if (idleAt >= 0) this.idle.splice(idleAt, 1);
+        this.progress.delete(lane);
+      },
+    });
+  }
+
+  private addShared(lane: Lane): void {
+    this.shared.push(lane);
+    this.progress.set(lane, { reads: 0, ticks: 0, idleTicks: 0 });
+    for (let i = 0; i < this.waiting.length; ) {
+      const waiting = this.waiting[i]!;
+      if (waiting.dedicated) i += 1;
+      else {
+        this.waiting.splice(i, 1);
+        waiting.waiter.ready(lane);
+      }
+    }
+  }
+
+  private addDedicated(lane: Lane): void {
+    const at = this.waiting.findIndex((waiting) => waiting.dedicated);
+    if (at < 0) {
+      this.idle.push({ lane, ticks: 0 });
+      return;
+    }
+    const [waiting] = this.waiting.splice(at, 1);
+    this.dedicatedInUse += 1;
+    waiting!.waiter.ready(lane);
+  }
+}

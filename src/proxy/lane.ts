@@ -1,0 +1,423 @@
+/**
+ * A lane: one connection to the KV store, and the queue of replies that are owed on it. It moves bytes and knows no
+ * command.
+ *
+ *              handshake answered            socket closed, malformed reply, retired
+ *  connecting ───────────────────▶ ready ─────────────────────────────────────────▶ closed
+ *       └───────────────────────────────────────────────────────────────────────────▲
+ *
+ * Replies come in the order of the requests, so the queue's head always says what the next frame is for:
+ *   plain   `count` replies of one receiver, passed on as they come, never held whole
+ *   whole   one reply that its owner looks into, collected
+ *   local   no reply: something the session answers itself when its turn has come
+ *   confirm `count` confirmations of SUBSCRIBE and its kin
+ * Pushes (RESP3 `>`, or messages in RESP2 once the connection is subscribed) are owed to nobody; on a dedicated lane
+ * they go to its owner, on a shared lane there are none.
+ *
+ * Invariant: every entry is either answered in order or told `lost`, once.
+ */
+import type { Socket } from 'node:net';
+import { HoldfastError } from '../errors.ts';
+import { ReplyScanner } from '../resp/reply-scanner.ts';
+import type { ReadBuffer } from './byte-source.ts';
+
+/** Where the bytes of plain replies go. */
+export interface ReplyReceiver {
+  /** Replies or a part of one. `readBuffer` is given where a view of the bytes may be retained instead of copied. */
+  deliver(buffer: Buffer, start: number, end: number, readBuffer: ReadBuffer | undefined): void;
+  /** `count` plain replies are complete. */
+  repliesDone(count: number): void;
+  /** `count` plain replies will not come; `partial` when a part of the first was delivered already. */
+  repliesLost(count: number, partial: boolean, cause: HoldfastError): void;
+}
+
+/** Somebody who waits for one whole reply, or for their turn. */
+export interface OwedReply {
+  /** The whole reply; an empty buffer for a `local` entry. */
+  reply(frame: Buffer): void;
+  lost(cause: HoldfastError): void;
+}
+
+/** The one session of a dedicated lane. */
+export interface LaneOwner {
+  /** A push frame. */
+  push(frame: Buffer): void;
+  /** Raw mode: bytes as they come. */
+  rawBytes(buffer: Buffer, length: number): void;
+  /** The connection is gone; everything owed was told so before. */
+  laneClosed(cause: HoldfastError): void;
+  /** What the KV store takes again after `congested` was true. */
+  laneDrained(): void;
+}
+
+export type LaneState = 'connecting' | 'ready' | 'closed';
+
+const PLAIN = 0;
+const WHOLE = 1;
+const LOCAL = 2;
+const CONFIRM = 3;
+
+const BETWEEN = 0;
+const IN_PLAIN = 1;
+const IN_WHOLE = 2;
+const IN_PUSH = 3;
+const IN_CONFIRM = 4;
+
+const PUSH = 62;
+const ARRAY = 42;
+const ERROR = 45;
+const OUT_BYTES = 128 * 1024;
+const NOTHING = Buffer.alloc(0);
+
+/** First words of frames that are pushes, and of those that confirm. RESP2 sends them as arrays. */
+const MESSAGE_KINDS: readonly Buffer[] = ['message', 'pmessage', 'smessage'].map((kind) => Buffer.from(kind));
+const CONFIRM_KINDS: readonly Buffer[] = [
+  'subscribe',
+  'unsubscribe',
+  'psubscribe',
+  'punsubscribe',
+  'ssubscribe',
+  'sunsubscribe',
+].map((kind) => Buffer.from(kind));
+
+export class Lane {
+  state: LaneState = 'connecting';
+  /** Set while the lane serves one session only. */
+  owner: LaneOwner | undefined;
+  /** The KV store's own client ID of this connection; 0 where it would not say. */
+  clientId = 0;
+  /** Raw mode: no framing in either direction (MONITOR, replication). */
+  raw = false;
+  /** RESP2 with subscriptions: messages come as arrays. */
+  subscribedResp2 = false;
+  /** Grows with every read: what has not grown for a while with replies owed is stalled. */
+  reads = 0;
+  stalled = false;
+  congested = false;
+  /** Sessions to tell when the KV store takes bytes again. */
+  readonly drainWaiters = new Set<() => void>();
+
+  readonly socket: Socket;
+  private readonly readBuffer: ReadBuffer | undefined;
+  private readonly laneBytesMax: number;
+  private readonly scanner = new ReplyScanner();
+  private out: Buffer = NOTHING;
+  private outLength = 0;
+  private flushScheduled = false;
+  private mode = BETWEEN;
+  private parts: Buffer[] = [];
+  /** The first bytes of a frame, kept until they tell what it is for. */
+  private undecided: Buffer = NOTHING;
+
+  private receivers: (ReplyReceiver | undefined)[] = new Array(64);
+  private tasks: (OwedReply | undefined)[] = new Array(64);
+  private counts = new Int32Array(64);
+  private kinds = new Uint8Array(64);
+  private mask = 63;
+  private head = 0;
+  private size = 0;
+  private onClosed: (lane: Lane, cause: HoldfastError) => void;
+
+  /**
+   * `readBuffer` is given for lanes with a read buffer of their own; without one, delivered bytes are copied.
+   * `onClosed` is called once, after everything owed was told.
+   */
+  constructor(
+    socket: Socket,
+    readBuffer: ReadBuffer | undefined,
+    laneBytesMax: number,
+    onClosed: (lane: Lane, cause: HoldfastError) => void,
+  ) {
+    this.socket = socket;
+    this.readBuffer = readBuffer;
+    this.laneBytesMax = laneBytesMax;
+    this.onClosed = onClosed;
+    socket.on('drain', this.drained);
+  }
+
+  /** Entries of the queue: runs of plain replies count as one. */
+  get owed(): number {
+    return this.size;
+  }
+
+  /** A run of `count` complete requests; their replies are passed on as they come, or dropped without a receiver. */
+  sendPlain(receiver: ReplyReceiver | undefined, buffer: Buffer, start: number, end: number, count: number): void {
+    if (this.size > 0) {
+      const tail = (this.head + this.size - 1) & this.mask;
+      if (this.kinds[tail] === PLAIN && this.receivers[tail] === receiver) this.counts[tail]! += count;
+      else this.owe(PLAIN, receiver, undefined, count);
+    } else this.owe(PLAIN, receiver, undefined, count);
+    this.append(buffer, start, end);
+  }
+
+  /** One complete request whose reply goes to `task` whole. */
+  sendWhole(task: OwedReply, request: Buffer): void {
+    this.owe(WHOLE, undefined, task, 1);
+    this.append(request, 0, request.length);
+  }
+
+  /** A SUBSCRIBE or its kin, which is answered by `count` confirmations, or by one error. */
+  sendConfirmed(task: OwedReply, request: Buffer, count: number): void {
+    this.owe(CONFIRM, undefined, task, count);
+    this.append(request, 0, request.length);
+  }
+
+  /** `task.reply` is called as soon as everything owed before it has come. */
+  whenReached(task: OwedReply): void {
+    if (this.size === 0) task.reply(NOTHING);
+    else this.owe(LOCAL, undefined, task, 0);
+  }
+
+  /** Bytes of a request whose end is still to come, or raw bytes: nothing is owed for them yet. */
+  append(buffer: Buffer, start: number, end: number): void {
+    const length = end - start;
+    if (this.outLength + length > OUT_BYTES) {
+      this.flush();
+      if (length > OUT_BYTES / 2) {
+        this.write(Buffer.from(buffer.subarray(start, end)));
+        return;
+      }
+    }
+    if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
+    buffer.copy(this.out, this.outLength, start, end);
+    this.outLength += length;
+    if (!this.flushScheduled) {
+      this.flushScheduled = true;
+      setImmediate(this.flushLater);
+    }
+  }
+
+  /** Reader of the socket. */
+  readonly read = (bytes: Buffer, bytesLength: number): void => {
+    if (this.state === 'closed') return;
+    this.reads += 1;
+    let buffer = bytes;
+    let length = bytesLength;
+    if (this.undecided.length > 0) {
+      buffer = Buffer.concat([this.undecided, bytes.subarray(0, bytesLength)]);
+      length = buffer.length;
+      this.undecided = NOTHING;
+    }
+    let at = 0;
+    while (at < length) {
+      if (this.raw && this.mode === BETWEEN) {
+        this.owner?.rawBytes(at === 0 ? buffer : buffer.subarray(at, length), length - at);
+        return;
+      }
+      if (this.mode === BETWEEN) {
+        this.mode = this.nextMode(buffer, at, length);
+        if (this.mode === BETWEEN) {
+          this.undecided = Buffer.from(buffer.subarray(at, length));
+          return;
+        }
+      }
+      at = this.mode === IN_PLAIN ? this.readPlain(buffer, at, length) : this.readWhole(buffer, at, length);
+      if (this.isClosed()) return;
+    }
+  };
+
+  private isClosed(): boolean {
+    return this.state === 'closed';
+  }
+
+  /** Ends the connection. Everything owed is told `lost` with `cause`. */
+  close(cause: HoldfastError): void {
+    if (this.state === 'closed') return;
+    this.state = 'closed';
+    this.socket.destroy();
+    const partial = this.mode === IN_PLAIN && !this.scanner.atBoundary;
+    let first = true;
+    while (this.size > 0) {
+      const slot = this.head;
+      const kind = this.kinds[slot]!;
+      const receiver = this.receivers[slot];
+      const task = this.tasks[slot];
+      const count = this.counts[slot]!;
+      this.pop();
+      if (kind === PLAIN) receiver?.repliesLost(count, first && partial, cause);
+      else if (kind === LOCAL) task?.reply(NOTHING);
+      else task?.lost(cause);
+      first = false;
+    }
+    this.parts = [];
+    for (const waiter of this.drainWaiters) waiter();
+    this.drainWaiters.clear();
+    this.onClosed(this, cause);
+    const owner = this.owner;
+    this.owner = undefined;
+    owner?.laneClosed(cause);
+  }
+
+  /** Writes what was appended in this tick. */
+  flush(): void {
+    if (this.outLength === 0) return;
+    const view = this.out.subarray(0, this.outLength);
+    this.outLength = 0;
+    // A write that did not finish at once still needs its bytes.
+    if (!this.write(view)) this.out = NOTHING;
+  }
+
+  private readonly flushLater = (): void => {
+    this.flushScheduled = false;
+    if (this.state !== 'closed') this.flush();
+  };
+
+  /** Gives whether the write finished at once. */
+  private write(bytes: Buffer): boolean {
+    this.socket.write(bytes);
+    const waiting = this.socket.writableLength;
+    if (waiting > this.laneBytesMax) this.congested = true;
+    return waiting === 0;
+  }
+
+  private readonly drained = (): void => {
+    this.congested = false;
+    const waiters = [...this.drainWaiters];
+    this.drainWaiters.clear();
+    for (const waiter of waiters) waiter();
+    this.owner?.laneDrained();
+  };
+
+  private readPlain(buffer: Buffer, start: number, length: number): number {
+    const scanner = this.scanner;
+    const slot = this.head;
+    const owed = this.counts[slot]!;
+    const receiver = this.receivers[slot];
+    let at = start;
+    let done = 0;
+    do {
+      at = scanner.scan(buffer, at, length);
+      if (!scanner.complete) break;
+      done += 1;
+    } while (done < owed && at < length && buffer[at] !== PUSH);
+    if (scanner.malformed) {
+      this.close(new HoldfastError('KVDOWN', 'the KV store sent bytes that are not RESP'));
+      return length;
+    }
+    if (scanner.complete) this.mode = BETWEEN;
+    receiver?.deliver(buffer, start, at, this.readBuffer);
+    if (done > 0) {
+      this.counts[slot] = owed - done;
+      if (done === owed) this.pop();
+      receiver?.repliesDone(done);
+      if (done === owed) this.runReached();
+    }
+    return at;
+  }
+
+  private readWhole(buffer: Buffer, start: number, length: number): number {
+    const scanner = this.scanner;
+    const at = scanner.scan(buffer, start, length);
+    if (scanner.malformed) {
+      this.close(new HoldfastError('KVDOWN', 'the KV store sent bytes that are not RESP'));
+      return length;
+    }
+    const part = Buffer.from(buffer.subarray(start, at));
+    if (!scanner.complete) {
+      this.parts.push(part);
+      return at;
+    }
+    let frame = part;
+    if (this.parts.length > 0) {
+      this.parts.push(part);
+      frame = Buffer.concat(this.parts);
+      this.parts = [];
+    }
+    const mode = this.mode;
+    this.mode = BETWEEN;
+    if (mode === IN_PUSH) {
+      this.owner?.push(frame);
+      return at;
+    }
+    const task = this.tasks[this.head]!;
+    if (mode === IN_CONFIRM) {
+      this.counts[this.head]! -= 1;
+      if (this.counts[this.head]! > 0 && frame[0] !== ERROR) {
+        task.reply(frame);
+        return at;
+      }
+    }
+    this.pop();
+    task.reply(frame);
+    this.runReached();
+    return at;
+  }
+
+  /** What the frame that begins at `at` is for; BETWEEN when too few of its bytes are there to tell. */
+  private nextMode(buffer: Buffer, at: number, length: number): number {
+    const type = buffer[at]!;
+    const kind = this.size > 0 ? this.kinds[this.head]! : -1;
+    if (type === PUSH || (type === ARRAY && (this.subscribedResp2 || kind === CONFIRM))) {
+      const word = firstWord(buffer, at, length);
+      if (word === undefined) return BETWEEN;
+      if (kind === CONFIRM && CONFIRM_KINDS.some((confirm) => confirm.equals(word))) return IN_CONFIRM;
+      if (type === PUSH || MESSAGE_KINDS.some((message) => message.equals(word))) return IN_PUSH;
+      if (CONFIRM_KINDS.some((confirm) => confirm.equals(word))) return IN_PUSH;
+    }
+    if (kind === PLAIN) return IN_PLAIN;
+    if (kind === WHOLE) return IN_WHOLE;
+    if (kind === CONFIRM) return IN_CONFIRM;
+    // Nothing is owed. A server that is about to close says why in an error; pass that to the owner as a push.
+    return IN_PUSH;
+  }
+
+  private owe(kind: number, receiver: ReplyReceiver | undefined, task: OwedReply | undefined, count: number): void {
+    if (this.size > this.mask) this.grow();
+    const slot = (this.head + this.size) & this.mask;
+    this.kinds[slot] = kind;
+    this.receivers[slot] = receiver;
+    this.tasks[slot] = task;
+    this.counts[slot] = count;
+    this.size += 1;
+  }
+
+  private pop(): void {
+    this.receivers[this.head] = undefined;
+    this.tasks[this.head] = undefined;
+    this.head = (this.head + 1) & this.mask;
+    this.size -= 1;
+  }
+
+  private runReached(): void {
+    while (this.size > 0 && this.kinds[this.head] === LOCAL) {
+      const task = this.tasks[this.head]!;
+      this.pop();
+      task.reply(NOTHING);
+    }
+  }
+
+  private grow(): void {
+    const capacity = (this.mask + 1) * 2;
+    const receivers: (ReplyReceiver | undefined)[] = new Array(capacity);
+    const tasks: (OwedReply | undefined)[] = new Array(capacity);
+    const counts = new Int32Array(capacity);
+    const kinds = new Uint8Array(capacity);
+    for (let i = 0; i < this.size; i += 1) {
+      const slot = (this.head + i) & this.mask;
+      receivers[i] = this.receivers[slot];
+      tasks[i] = this.tasks[slot];
+      counts[i] = this.counts[slot]!;
+      kinds[i] = this.kinds[slot]!;
+    }
+    this.receivers = receivers;
+    this.tasks = tasks;
+    this.counts = counts;
+    this.kinds = kinds;
+    this.mask = capacity - 1;
+    this.head = 0;
+  }
+}
+
+/** The first member of an aggregate where it is a bulk or simple string; `undefined` while its bytes are incomplete. */
+function firstWord(buffer: Buffer, at: number, length: number): Buffer | undefined {
+  const headerEnd = buffer.indexOf(13, at);
+  if (headerEnd < 0 || headerEnd + 2 >= length) return undefined;
+  const wordLine = headerEnd + 2;
+  const lineEnd = buffer.indexOf(13, wordLine);
+  if (lineEnd < 0 || lineEnd + 1 >= length) return undefined;
+  if (buffer[wordLine] !== 36) return NOTHING;
+  const wordLength = Number(buffer.toString('latin1', wordLine + 1, lineEnd));
+  if (!(wordLength >= 0 && wordLength <= 32)) return NOTHING;
+  const wordStart = lineEnd + 2;
+  return wordStart + wordLength > length ? undefined : buffer.subarray(wordStart, wordStart + wordLength);
+}

@@ -1,0 +1,38 @@
+/**
+ * Bounds of the data plane. Every queue and buffer named here has a defined behaviour at its limit:
+ * a session at `pipelineDepthMax` or with a congested lane is not read from; one over `outputBytesMax` is closed with a
+ * logged reason; a connection over `clientsMax` gets `-ERR max number of clients reached`.
+ */
+export interface ProxyLimits {
+  readonly clientsMax: number;
+  /** Largest single argument, as `proto-max-bulk-len`. */
+  readonly bulkBytesMax: number;
+  /** Bytes of one request that Holdfast holds while it is incomplete; beyond it the client is closed. */
+  readonly queryBufferBytesMax: number;
+  /** Requests of more bytes than this are streamed over a lane of their own while they arrive. */
+  readonly streamingBytesMin: number;
+  /** Bytes of replies that wait for one client to read them. */
+  readonly outputBytesMax: number;
+  /** Requests of one session that may wait for their replies. */
+  readonly pipelineDepthMax: number;
+  /** Bytes that wait for the KV store on one lane before its sessions are not read from. */
+  readonly laneBytesMax: number;
+  /** How long requests wait for a lane while the KV store is away, before they get `-KVDOWN`. */
+  readonly holdMs: number;
+  /** Idle dedicated lanes kept for reuse, for each upstream user, database and protocol version. */
+  readonly idleLanesMax: number;
+  readonly connectTimeoutMs: number;
+}
+
+export const DEFAULT_LIMITS: ProxyLimits = Object.freeze({
+  clientsMax: 10_000,
+  bulkBytesMax: 512 * 1024 * 1024,
+  queryBufferBytesMax: 1024 * 1024 * 1024,
+  streamingBytesMin: 1024 * 1024,
+  outputBytesMax: 256 * 1024 * 1024,
+  pipelineDepthMax: 16_384,
+  laneBytesMax: 4 * 1024 * 1024,
+  holdMs: 5_000,
+  idleLanesMax: 64,
+  connectTimeoutMs: 5_000,
+});

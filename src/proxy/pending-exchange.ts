@@ -1,0 +1,222 @@
+/**
+ * One intercepted request from its arrival to its reply (see the contract in intercept/interceptor.ts).
+ *
+ *   arrived ──▶ interceptors ──▶ sent ──▶ reply ──▶ transforms, last to first ──▶ written
+ *                   │              │        └─ +QUEUED: waits for its member of EXEC's reply
+ *                   │              └─ connection lost: `onLost` handlers, else an error
+ *                   └─ respond(): never sent; transforms of earlier interceptors apply
+ */
+import type { Logger } from 'pino';
+import type { CommandEntry } from '../command/command.ts';
+import { HoldfastError, messageOf } from '../errors.ts';
+import type { Exchange, SessionView } from '../intercept/interceptor.ts';
+import * as encode from '../resp/encode.ts';
+import { aggregate, readReply } from '../resp/reply.ts';
+import type { OwedReply } from './lane.ts';
+import type { SessionOutput } from './session-output.ts';
+
+/** What an exchange needs of the session it belongs to. */
+export interface ExchangeHost {
+  readonly view: SessionView;
+  readonly output: SessionOutput;
+  readonly log: Logger;
+  /** A reply of a lane has come, or will never come. */
+  replyDone(): void;
+  resend(args: readonly Buffer[]): Promise<Buffer>;
+}
+
+type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
+type Recover = (cause: HoldfastError) => Buffer | Promise<Buffer>;
+
+export class PendingExchange implements Exchange, OwedReply {
+  readonly session: SessionView;
+  readonly command: CommandEntry | undefined;
+  readonly queued: boolean;
+  readonly transaction: readonly PendingExchange[];
+  args: readonly Buffer[];
+  /** What `respond` gave. */
+  answer: Buffer | undefined;
+  /** CLIENT REPLY OFF or SKIP: nothing is written. */
+  silent = false;
+  /** Position in EXEC's reply; -1 outside a transaction. */
+  slot = -1;
+
+  private readonly host: ExchangeHost;
+  private readonly transforms: Transform[] = [];
+  private recovery: { readonly recover: Recover; readonly boundary: number } | undefined;
+  private answerBoundary = 0;
+  /** Transforms registered before the interceptor that is being called. */
+  private boundary = 0;
+  private readonly discards: (() => void)[] = [];
+  /** The session's own step, after all interceptors' transforms. */
+  private last: ((reply: Buffer) => Buffer) | undefined;
+
+  constructor(
+    host: ExchangeHost,
+    command: CommandEntry | undefined,
+    args: readonly Buffer[],
+    queued: boolean,
+    transaction: readonly PendingExchange[],
+  ) {
+    this.host = host;
+    this.session = host.view;
+    this.command = command;
+    this.args = args;
+    this.queued = queued;
+    this.transaction = transaction;
+  }
+
+  respond(reply: Buffer): void {
+    this.answer = reply;
+    this.answerBoundary = this.boundary;
+  }
+
+  onReply(transform: Transform): void {
+    this.transforms.push(transform);
+  }
+
+  onLost(recover: Recover): void {
+    this.recovery ??= { recover, boundary: this.boundary };
+  }
+
+  /** The next interceptor is about to be called. */
+  nextInterceptor(): void {
+    this.boundary = this.transforms.length;
+  }
+
+  onDiscard(listener: () => void): void {
+    this.discards.push(listener);
+  }
+
+  resend(args: readonly Buffer[] = this.args): Promise<Buffer> {
+    return this.host.resend(args);
+  }
+
+  /** The session's own look at the reply, after the interceptors'. */
+  finally(transform: (reply: Buffer) => Buffer): void {
+    this.last = transform;
+  }
+
+  discard(): void {
+    for (const listener of this.discards.splice(0)) listener();
+  }
+
+  reply(frame: Buffer): void {
+    this.host.replyDone();
+    if (this.queued) {
+      if (frame.equals(encode.QUEUED)) {
+        this.write(frame);
+        return;
+      }
+      this.discard();
+      this.slot = -1;
+    }
+    this.settle(this.transform(frame));
+  }
+
+  lost(cause: HoldfastError): void {
+    this.host.replyDone();
+    if (this.queued || this.transaction.length > 0) {
+      for (const member of this.transaction) member.discard();
+      if (this.queued) this.discard();
+    }
+    const { recovery } = this;
+    if (recovery === undefined) {
+      this.write(encode.error(cause.toReplyText()));
+      return;
+    }
+    const reply = guard(() => recovery.recover(cause));
+    this.settle(
+      reply instanceof Promise
+        ? reply.then((bytes) => this.chain(bytes, recovery.boundary))
+        : this.chain(reply, recovery.boundary),
+    );
+  }
+
+  /** Writes what `respond` gave, in its turn. */
+  settleAnswer(): void {
+    this.settle(this.transformAnswer());
+  }
+
+  private transformAnswer(): Buffer | Promise<Buffer> {
+    return this.chain(this.answer ?? encode.error('ERR no answer'), this.answerBoundary);
+  }
+
+  /** This exchange's reply, after its transforms. */
+  transform(frame: Buffer): Buffer | Promise<Buffer> {
+    const members = this.transformMembers(frame);
+    return members instanceof Promise ? members.then((reply) => this.chain(reply)) : this.chain(members);
+  }
+
+  private chain(frame: Buffer, boundary = this.transforms.length): Buffer | Promise<Buffer> {
+    let reply: Buffer | Promise<Buffer> = frame;
+    for (let i = boundary - 1; i >= 0; i -= 1) {
+      const step = this.transforms[i]!;
+      reply = reply instanceof Promise ? reply.then(step) : guard(() => step(reply as Buffer));
+    }
+    const { last } = this;
+    if (last === undefined) return reply;
+    return reply instanceof Promise ? reply.then(last) : last(reply);
+  }
+
+  /** EXEC: gives each member of the transaction its own part of the reply. */
+  private transformMembers(frame: Buffer): Buffer | Promise<Buffer> {
+    if (this.transaction.length === 0) return frame;
+    const reply = readReply(frame);
+    if (reply.type !== '*' || reply.items === undefined) {
+      for (const member of this.transaction) member.discard();
+      return frame;
+    }
+    const parts: (Buffer | Promise<Buffer>)[] = reply.items.map((item) => item.raw);
+    for (const member of this.transaction) {
+      if (member.slot < 0) continue;
+      if (member.answer !== undefined)
+        parts.splice(
+          member.slot,
+          0,
+          guard(() => member.transformAnswer()),
+        );
+      else parts[member.slot] = guard(() => member.transform(parts[member.slot] as Buffer));
+    }
+    if (!parts.some((part) => part instanceof Promise)) return aggregate('*', parts as Buffer[]);
+    const settled = parts.map((part) =>
+      part instanceof Promise ? part.catch((thrown) => this.failure(thrown)) : part,
+    );
+    return Promise.all(settled).then((all) => aggregate('*', all));
+  }
+
+  private settle(reply: Buffer | Promise<Buffer>): void {
+    if (!(reply instanceof Promise)) {
+      this.write(reply);
+      return;
+    }
+    if (this.silent) {
+      reply.catch((thrown) => this.failure(thrown));
+      return;
+    }
+    const hold = this.host.output.hold();
+    reply.then(
+      (bytes) => hold.release(bytes),
+      (thrown) => hold.release(this.failure(thrown)),
+    );
+  }
+
+  private failure(thrown: unknown): Buffer {
+    if (thrown instanceof HoldfastError) return encode.error(thrown.toReplyText());
+    this.host.log.error({ err: thrown, command: this.command?.name }, 'an interceptor failed');
+    return encode.error(`ERR Holdfast failed internally: ${messageOf(thrown)}`);
+  }
+
+  private write(bytes: Buffer): void {
+    if (!this.silent) this.host.output.write(bytes);
+  }
+}
+
+/** A transform that throws is one that rejects. */
+function guard(step: () => Buffer | Promise<Buffer>): Buffer | Promise<Buffer> {
+  try {
+    return step();
+  } catch (thrown) {
+    return Promise.reject(thrown);
+  }
+}

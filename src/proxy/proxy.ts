@@ -1,0 +1,183 @@
+/**
+ * The data plane as a whole: listeners, sessions, lanes. Started by `serve`, which gives it addresses, limits and the
+ * interceptors; it knows no policy of its own.
+ */
+import { once } from 'node:events';
+import fs from 'node:fs';
+import net from 'node:net';
+import tls from 'node:tls';
+import type { Logger } from 'pino';
+import { HoldfastError, messageOf } from '../errors.ts';
+import type { Interceptor } from '../intercept/interceptor.ts';
+import { adoptAccepted, readByEvents } from './byte-source.ts';
+import { type CommandPlans, planCommands } from './carriage.ts';
+import { ClientRegistry } from './client-registry.ts';
+import { DEFAULT_LIMITS, type ProxyLimits } from './limits.ts';
+import { Session } from './session.ts';
+import type { Pooling, ProxyCounters, SessionContext } from './session-state.ts';
+import { Upstream, type UpstreamAddress, type UpstreamListener } from './upstream.ts';
+
+export interface ListenAddress {
+  /** TCP; port 0 takes any free one. */
+  readonly host?: string;
+  readonly port?: number;
+  /** A unix socket, instead of host and port. */
+  readonly path?: string;
+  readonly tls?: tls.TlsOptions;
+}
+
+export interface ProxyOptions {
+  readonly listen: readonly ListenAddress[];
+  readonly upstream: UpstreamAddress;
+  readonly pooling?: Pooling;
+  readonly limits?: Partial<ProxyLimits>;
+  /** In the order in which requests pass them. */
+  readonly interceptors?: readonly Interceptor[];
+  readonly upstreamListener?: UpstreamListener;
+  readonly log: Logger;
+}
+
+export interface ProxyStatus extends ProxyCounters {
+  readonly clients: number;
+  readonly clientsTotal: number;
+  readonly clientsRefused: number;
+  readonly lanes: number;
+  readonly upstreamReachable: boolean;
+  readonly upstreamConnects: number;
+  readonly upstreamLosses: number;
+}
+
+export interface Proxy {
+  /** Where it listens, with the ports that were taken. */
+  readonly addresses: readonly ListenAddress[];
+  readonly plans: CommandPlans;
+  status(): ProxyStatus;
+  /** Takes no new client, lets those there finish what is in flight for `drainMs`, closes everything. */
+  stop(drainMs?: number): Promise<void>;
+}
+
+const SHARED_READ_BYTES = 64 * 1024;
+const BACKLOG = 4096;
+const NO_LISTENER: UpstreamListener = { connected: () => undefined, lost: () => undefined };
+
+/** Listens and serves. Rejects with `CONFIG` when an address cannot be listened on. */
+export async function startProxy(options: ProxyOptions): Promise<Proxy> {
+  const limits: ProxyLimits = { ...DEFAULT_LIMITS, ...options.limits };
+  const { log } = options;
+  const registry = new ClientRegistry();
+  const upstream = new Upstream({
+    address: options.upstream,
+    limits,
+    listener: options.upstreamListener ?? NO_LISTENER,
+    log,
+  });
+  const counters: ProxyCounters = { requests: 0, exchanges: 0, protocolErrors: 0, overflows: 0 };
+  const context: SessionContext = {
+    upstream,
+    plans: planCommands(options.interceptors ?? []),
+    limits,
+    pooling: options.pooling ?? 'transaction',
+    registry,
+    log,
+    counters,
+  };
+  const readBuffer = Buffer.allocUnsafeSlow(SHARED_READ_BYTES);
+  let clientsTotal = 0;
+  let clientsRefused = 0;
+
+  function accept(accepted: net.Socket, address: ListenAddress): void {
+    if (registry.size >= limits.clientsMax) {
+      clientsRefused += 1;
+      accepted.on('error', () => undefined);
+      accepted.end('-ERR max number of clients reached\r\n');
+      return;
+    }
+    clientsTotal += 1;
+    let session: Session | undefined;
+    const receive = (buffer: Buffer, length: number): void => session?.receive(buffer, length);
+    let socket = accepted;
+    if (address.tls === undefined) socket = adoptAccepted(accepted, readBuffer, receive);
+    else readByEvents(accepted, receive);
+    if (address.path === undefined) {
+      socket.setNoDelay(true);
+      socket.setKeepAlive(true, 300_000);
+    }
+    session = new Session(registry.allocateId(), socket, address.path ?? '', context);
+    registry.add(session);
+    socket.resume();
+  }
+
+  async function listen(address: ListenAddress): Promise<{ server: net.Server; bound: ListenAddress }> {
+    const server =
+      address.tls === undefined
+        ? net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => accept(socket, address))
+        : tls.createServer({ ...address.tls, allowHalfOpen: true }, (socket) => accept(socket, address));
+    server.on('tlsClientError', (thrown) => log.debug({ reason: messageOf(thrown) }, 'TLS handshake failed'));
+    const { path, host, port } = address;
+    if (path !== undefined) await removeStaleSocket(path);
+    server.listen(path === undefined ? { host: host ?? '127.0.0.1', port: port ?? 0, backlog: BACKLOG } : { path });
+    try {
+      await once(server, 'listening');
+    } catch (thrown) {
+      throw new HoldfastError('CONFIG', `listen: ${path ?? `${host}:${port}`}: ${messageOf(thrown)}`, {
+        cause: thrown,
+      });
+    }
+    server.on('error', (thrown) => log.error({ err: thrown }, 'a listener failed'));
+    const bound = server.address();
+    return { server, bound: bound !== null && typeof bound === 'object' ? { ...address, port: bound.port } : address };
+  }
+
+  const servers: net.Server[] = [];
+  const addresses: ListenAddress[] = [];
+  try {
+    for (const address of options.listen) {
+      const { server, bound } = await listen(address);
+      servers.push(server);
+      addresses.push(bound);
+    }
+  } catch (thrown) {
+    for (const server of servers) server.close();
+    upstream.stop();
+    throw thrown;
+  }
+
+  async function stop(drainMs = 2_000): Promise<void> {
+    for (const server of servers) server.close();
+    const deadline = Date.now() + drainMs;
+    while (Date.now() < deadline && [...registry.all()].some((session) => session.busy)) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    for (const session of [...registry.all()]) session.close('Holdfast is shutting down');
+    upstream.stop();
+  }
+
+  return {
+    addresses,
+    plans: context.plans,
+    status: () => ({
+      ...counters,
+      clients: registry.size,
+      clientsTotal,
+      clientsRefused,
+      lanes: upstream.laneCount,
+      upstreamReachable: upstream.reachable,
+      upstreamConnects: upstream.connectsTotal,
+      upstreamLosses: upstream.lossesTotal,
+    }),
+    stop,
+  };
+}
+
+/** A socket file that nobody listens on is left over from a crash. */
+async function removeStaleSocket(path: string): Promise<void> {
+  if (!fs.existsSync(path)) return;
+  const probe = net.connect({ path });
+  const alive = await new Promise<boolean>((resolve) => {
+    probe.once('connect', () => resolve(true));
+    probe.once('error', () => resolve(false));
+  });
+  probe.destroy();
+  if (alive) throw new HoldfastError('CONFIG', `listen: ${path}: another process listens there`);
+  fs.unlinkSync(path);
+}

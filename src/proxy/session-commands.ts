@@ -1,0 +1,406 @@
+/**
+ * Commands that the session answers itself, because they speak of Holdfast's clients (CLIENT …) or decide which lanes
+ * the session uses (HELLO, AUTH, SELECT, RESET). Replies and errors are the servers' own, word for word.
+ */
+import { messageOf } from '../errors.ts';
+import * as encode from '../resp/encode.ts';
+import { readReply } from '../resp/reply.ts';
+import { clientLine, clientList, killClients } from './client-list.ts';
+import { forward, onLane, send, sendSticky } from './forward.ts';
+import type { Request } from './request.ts';
+import type { Session } from './session.ts';
+import { Hold, Pin } from './session-state.ts';
+
+const MINUS = 45;
+const NOAUTH_HELLO = encode.error(
+  'NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time',
+);
+const BAD_NAME = 'ERR Client names cannot contain spaces, newlines or special characters.';
+const SYNTAX = encode.error('ERR syntax error');
+
+type Handler = (session: Session, request: Request) => void;
+
+const HANDLERS: Readonly<Record<string, Handler>> = {
+  hello,
+  auth,
+  select,
+  'client|id': (session) => session.answer(encode.integer(session.id)),
+  'client|getname': (session) =>
+    session.answer(
+      session.name === '' ? encode.nullBulk(session.protocol) : encode.bulk(Buffer.from(session.name, 'latin1')),
+    ),
+  'client|setname': setName,
+  'client|setinfo': setInfo,
+  'client|info': (session) => session.answer(encode.text(session.protocol, clientLine(session))),
+  'client|list': (session, request) => clientList(session, request),
+  'client|kill': (session, request) => killClients(session, request),
+  'client|reply': setReplyMode,
+  'client|unblock': unblock,
+  'client|tracking': tracking,
+  'client|getredir': (session, request) => redirection(session, request, (reply) => virtualRedirection(session, reply)),
+  'client|trackinginfo': (session, request) => send(session, request, 0),
+};
+
+/** Which of these the session answers only when the number of arguments is right; otherwise the server complains. */
+function arityFits(request: Request): boolean {
+  const arity = request.command?.arity ?? 0;
+  return arity >= 0 ? request.args.length === arity : request.args.length >= -arity;
+}
+
+export function answerSessionCommand(session: Session, request: Request): void {
+  const { command } = request;
+  const handler = command === undefined ? undefined : HANDLERS[command.name];
+  const known =
+    command === undefined ||
+    command.servers.includes(session.context.upstream.facts.server === 'valkey' ? 'valkey' : 'redis');
+  if (handler === undefined || !known || !arityFits(request)) onLane(session, 0, () => forward(session, request));
+  else handler(session, request);
+}
+
+/** In a transaction the server queues these; what the session must do with their part of EXEC's reply. */
+export function queuedSessionCommand(session: Session, request: Request): ((reply: Buffer) => Buffer) | undefined {
+  switch (request.command?.name) {
+    case 'client|id':
+      return (reply) => (reply[0] === MINUS ? reply : encode.integer(session.id));
+    case 'select':
+      return (reply) => {
+        if (reply[0] !== MINUS) {
+          session.database = Number(request.args[1]?.toString());
+          session.laneDirty = true;
+        }
+        return reply;
+      };
+    case 'client|setname':
+      return (reply) => {
+        if (reply[0] !== MINUS) session.name = request.args[2]!.toString('latin1');
+        return reply;
+      };
+    case 'client|getname':
+      return () =>
+        session.name === '' ? encode.nullBulk(session.protocol) : encode.bulk(Buffer.from(session.name, 'latin1'));
+    case 'client|info':
+      return () => encode.text(session.protocol, clientLine(session));
+    default:
+      return undefined;
+  }
+}
+
+// ------------------------------------------------------------------ who the session is
+
+function auth(session: Session, request: Request): void {
+  if (request.args.length > 3) {
+    session.answer(SYNTAX);
+    return;
+  }
+  authenticate(session, request.args, (refused) => session.answer(refused ?? encode.OK));
+}
+
+/**
+ * Lets the KV store judge credentials; `args` is a whole AUTH. `done` gets the error to answer with, or nothing where the
+ * session now is that user. Requests behind it wait.
+ */
+function authenticate(session: Session, args: readonly Buffer[], done: (refused: Buffer | undefined) => void): void {
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    session.context.upstream
+      .authenticate(args)
+      .then(
+        (reply) => {
+          if (reply[0] === MINUS) {
+            done(reply);
+            return;
+          }
+          const named = args.length === 3;
+          const credentials = { username: named ? args[1]!.toString() : undefined, password: args[named ? 2 : 1]! };
+          changeLanes(session, () => {
+            session.credentials = credentials;
+            session.user = credentials.username ?? 'default';
+          });
+          done(undefined);
+        },
+        (thrown) => done(encode.error(`KVDOWN ${messageOf(thrown)}`)),
+      )
+      .finally(() => session.lift(Hold.request));
+  });
+}
+
+/** Changes what decides the session's lanes, and leaves the lane it is on. A pinned one is set up again elsewhere. */
+function changeLanes(session: Session, change: () => void): void {
+  if (session.dedicated) session.leaveDedicated();
+  session.lane = undefined;
+  change();
+  if (session.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) session.attachDedicated(0);
+}
+
+interface HelloOptions {
+  readonly protocol: encode.Protocol | undefined;
+  readonly auth: readonly Buffer[] | undefined;
+  readonly name: Buffer | undefined;
+}
+
+/** Reads HELLO's arguments in the order in which a server judges them; a buffer is the error it gives. */
+function readHello(request: Request): HelloOptions | Buffer {
+  const { args } = request;
+  let protocol: encode.Protocol | undefined;
+  if (args.length > 1) {
+    const version = args[1]!.toString('latin1');
+    if (!/^-?\d{1,18}$/.test(version)) return encode.error('ERR Protocol version is not an integer or out of range');
+    if (version !== '2' && version !== '3') return encode.error('NOPROTO unsupported protocol version');
+    protocol = version === '3' ? 3 : 2;
+  }
+  let auth: readonly Buffer[] | undefined;
+  let name: Buffer | undefined;
+  for (let i = 2; i < args.length; i += 1) {
+    if (request.is(i, 'auth') && i + 2 < args.length) {
+      auth = [Buffer.from('AUTH'), args[i + 1]!, args[i + 2]!];
+      i += 2;
+    } else if (request.is(i, 'setname') && i + 1 < args.length) {
+      name = args[i + 1]!;
+      if (!isClientName(name)) return encode.error(BAD_NAME);
+      i += 1;
+    } else return encode.error(`ERR Syntax error in HELLO option '${args[i]!.toString('latin1')}'`);
+  }
+  return { protocol, auth, name };
+}
+
+function hello(session: Session, request: Request): void {
+  const options = readHello(request);
+  if (Buffer.isBuffer(options)) {
+    session.answer(options);
+    return;
+  }
+  const greet = (): void => {
+    if (options.name !== undefined) session.name = options.name.toString('latin1');
+    if (options.protocol !== undefined && options.protocol !== session.protocol) {
+      const { protocol } = options;
+      changeLanes(session, () => {
+        session.protocol = protocol;
+      });
+    }
+    session.answer(greeting(session));
+  };
+  if (options.auth !== undefined) {
+    authenticate(session, options.auth, (refused) => {
+      if (refused !== undefined) session.answer(refused);
+      else greet();
+    });
+    return;
+  }
+  // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    onLane(session, 0, () => {
+      session.sendIgnored(['CLIENT', 'GETNAME'], (reply) => {
+        if (reply === undefined) session.answer(encode.error('KVDOWN the connection to the KV store was lost'));
+        else if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH'))
+          session.output.write(NOAUTH_HELLO);
+        else session.whenQuiet(greet);
+      });
+    });
+    session.lift(Hold.request);
+  });
+}
+
+function greeting(session: Session): Buffer {
+  const { facts } = session.context.upstream;
+  return encode.map(session.protocol, [
+    encode.bulk('server'),
+    encode.bulk(facts.server),
+    encode.bulk('version'),
+    encode.bulk(facts.version),
+    encode.bulk('proto'),
+    encode.integer(session.protocol),
+    encode.bulk('id'),
+    encode.integer(session.id),
+    encode.bulk('mode'),
+    encode.bulk(facts.mode),
+    encode.bulk('role'),
+    encode.bulk(facts.role),
+    encode.bulk('modules'),
+    facts.modules,
+  ]);
+}
+
+function select(session: Session, request: Request): void {
+  const index = request.args[1]!.toString('latin1');
+  if (!/^-?\d{1,18}$/.test(index)) {
+    session.answer(encode.error('ERR invalid DB index'));
+    return;
+  }
+  const database = Number(index);
+  if (database === session.database) {
+    // The server is asked all the same: it may refuse (NOAUTH, NOPERM, cluster mode).
+    onLane(session, 0, () => forward(session, request));
+    return;
+  }
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    onLane(session, Pin.blocking, () => {
+      session.laneDirty = true;
+      session.sendIgnored(request.args, (reply) => {
+        if (reply === undefined) {
+          session.answer(encode.error('KVDOWN the connection to the KV store was lost'));
+          return;
+        }
+        session.answer(reply);
+        if (reply[0] === MINUS) return;
+        // The lane is in the other database now and is not used again for this one.
+        session.whenQuiet(() =>
+          changeLanes(session, () => {
+            session.database = database;
+          }),
+        );
+      });
+    });
+    session.lift(Hold.request);
+  });
+}
+
+/** Back to what a new connection is. */
+export function resetSession(session: Session): void {
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    if (session.transaction !== undefined) for (const member of session.transaction.members) member.discard();
+    session.transaction = undefined;
+    session.watchLost = false;
+    session.subscriptions.clear();
+    session.setup.clear();
+    session.laneDirty = session.laneDirty || (session.pins & ~Pin.pooling) !== 0;
+    session.pins &= Pin.pooling;
+    session.replyMode = 'on';
+    session.name = '';
+    changeLanes(session, () => {
+      session.credentials = undefined;
+      session.user = 'default';
+      session.database = 0;
+      session.protocol = 2;
+    });
+    session.answer(encode.simple('RESET'));
+    session.lift(Hold.request);
+  });
+}
+
+// ------------------------------------------------------------------ CLIENT
+
+function isClientName(name: Buffer): boolean {
+  return name.every((byte) => byte >= 33 && byte <= 126);
+}
+
+function setName(session: Session, request: Request): void {
+  const name = request.args[2]!;
+  if (!isClientName(name)) {
+    session.answer(encode.error(BAD_NAME));
+    return;
+  }
+  session.name = name.toString('latin1');
+  session.answer(encode.OK);
+}
+
+function setInfo(session: Session, request: Request): void {
+  const attribute = request.args[2]!.toString('latin1');
+  const value = request.args[3]!;
+  const kind = attribute.toLowerCase();
+  if (kind !== 'lib-name' && kind !== 'lib-ver') {
+    session.answer(encode.error(`ERR Unrecognized option '${attribute}'`));
+    return;
+  }
+  if (!isClientName(value)) {
+    session.answer(encode.error(`ERR ${kind} cannot contain spaces, newlines or special characters.`));
+    return;
+  }
+  if (kind === 'lib-name') session.libraryName = value.toString('latin1');
+  else session.libraryVersion = value.toString('latin1');
+  session.answer(encode.OK);
+}
+
+function setReplyMode(session: Session, request: Request): void {
+  if (request.args.length !== 3) {
+    session.answer(SYNTAX);
+    return;
+  }
+  if (request.is(2, 'on')) {
+    session.replyMode = 'on';
+    session.answer(encode.OK);
+  } else if (request.is(2, 'off')) {
+    session.replyMode = 'off';
+  } else if (request.is(2, 'skip')) {
+    if (session.replyMode !== 'off') session.skipNextReply();
+  } else session.answer(SYNTAX);
+}
+
+/** The client that an ID of Holdfast's names is unblocked by its connection's ID at the server. */
+function unblock(session: Session, request: Request): void {
+  const id = request.args[2]!.toString('latin1');
+  if (!/^-?\d{1,15}$/.test(id)) {
+    session.answer(encode.error('ERR value is not an integer or out of range'));
+    return;
+  }
+  const laneId = session.context.registry.get(Number(id))?.blockedLaneId() ?? 0;
+  const args = [...request.args];
+  args[2] = Buffer.from(String(laneId > 0 ? laneId : Number.MAX_SAFE_INTEGER));
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    session
+      .resend(args)
+      .then(
+        (reply) => session.answer(reply),
+        (thrown) => session.answer(encode.error(`KVDOWN ${messageOf(thrown)}`)),
+      )
+      .finally(() => session.lift(Hold.request));
+  });
+}
+
+/** REDIRECT names a client of Holdfast's; the server must be told of that client's lane. */
+function tracking(session: Session, request: Request): void {
+  if (request.is(2, 'off')) {
+    session.setup.delete('client|tracking');
+    session.setup.delete('client|caching');
+  }
+  const at = request.args.findIndex((_, i) => i > 2 && request.is(i, 'redirect'));
+  if (at < 0 || at + 1 >= request.args.length) {
+    if (request.is(2, 'on')) sendSticky(session, request, 'client|tracking');
+    else
+      onLane(session, Pin.sticky, () => {
+        session.laneDirty = true;
+        forward(session, request);
+        if (session.setup.size === 0) session.pins &= ~Pin.sticky;
+      });
+    return;
+  }
+  const id = Number(request.args[at + 1]!.toString('latin1'));
+  const target = session.context.registry.get(id);
+  session.redirectsTo = target?.id ?? 0;
+  if (target === undefined || target === session) {
+    sendSticky(
+      session,
+      request.withArgument(at + 1, String(target === session ? 0 : Number.MAX_SAFE_INTEGER)),
+      'client|tracking',
+    );
+    return;
+  }
+  session.hold(Hold.request);
+  target.whenDedicated(Pin.redirectTarget, (laneId) => {
+    if (!session.closed) {
+      sendSticky(session, request.withArgument(at + 1, String(laneId)), 'client|tracking');
+      session.lift(Hold.request);
+    }
+  });
+}
+
+function redirection(session: Session, request: Request, rewrite: (reply: Buffer) => Buffer): void {
+  if (!session.dedicated) {
+    onLane(session, 0, () => forward(session, request));
+    return;
+  }
+  onLane(session, Pin.sticky, () => {
+    session.sendIgnored(request.args, (reply) => {
+      if (reply !== undefined && session.replyMode === 'on') session.output.write(rewrite(reply));
+    });
+  });
+}
+
+function virtualRedirection(session: Session, reply: Buffer): Buffer {
+  const value = readReply(reply);
+  if (value.type !== ':' || Number(value.bytes.toString()) <= 0) return reply;
+  return encode.integer(session.redirectsTo);
+}

@@ -1,0 +1,68 @@
+/** What a session's parts share: why it waits, why it needs a lane of its own, and what all sessions stand on. */
+import type { Logger } from 'pino';
+import type { CommandPlans } from './carriage.ts';
+import type { ClientRegistry } from './client-registry.ts';
+import type { ProxyLimits } from './limits.ts';
+import type { PendingExchange } from './pending-exchange.ts';
+import type { Upstream } from './upstream.ts';
+
+export type Pooling = 'transaction' | 'session';
+
+/** What all sessions of a proxy share. */
+export interface SessionContext {
+  readonly upstream: Upstream;
+  readonly plans: CommandPlans;
+  readonly limits: ProxyLimits;
+  readonly pooling: Pooling;
+  readonly registry: ClientRegistry;
+  readonly log: Logger;
+  readonly counters: ProxyCounters;
+}
+
+/** Totals since start. */
+export interface ProxyCounters {
+  requests: number;
+  exchanges: number;
+  protocolErrors: number;
+  overflows: number;
+}
+
+/** Why a session takes no further request. */
+export const Hold = {
+  /** A lane is awaited. */
+  lane: 1,
+  /** A request is under way that those behind it must not pass. */
+  request: 2,
+  /** Too many requests in flight. */
+  depth: 4,
+  /** The client does not read its replies. */
+  slowReader: 8,
+  /** The KV store does not take requests. */
+  congestion: 16,
+  /** The session ends as soon as everything owed was written. */
+  ending: 32,
+} as const;
+
+/** Why a session needs a lane of its own. */
+export const Pin = {
+  pooling: 1,
+  transaction: 2,
+  watch: 4,
+  blocking: 8,
+  subscribed: 16,
+  sticky: 32,
+  raw: 64,
+  streaming: 128,
+  redirectTarget: 256,
+} as const;
+
+export const LOST_TEXT =
+  'the connection to the KV store was lost before the reply; the command may or may not have run';
+
+export interface Transaction {
+  /** Commands queued so far. */
+  slots: number;
+  readonly members: PendingExchange[];
+  /** Why EXEC must fail: Holdfast refused a command, the connection was lost, or a watch cannot be trusted. */
+  broken: 'refused' | 'lost' | 'watch' | undefined;
+}
