@@ -56,7 +56,7 @@ it('the next start stops the servers of a process that was killed', async () => 
   await mkdir(shadow);
   // A setpriv that does nothing but run the command: the children outlive their parent.
   await writeFile(join(shadow, 'setpriv'), SETPRIV_WITHOUT_DEATH_SIGNAL, { mode: 0o755 });
-  const pids = await abandonServers(directory, { ...process.env, PATH: `${shadow}:${process.env['PATH']}` });
+  const pids = await abandonServers(directory, { ...process.env, PATH: `${shadow}:${process.env.PATH}` });
   expect((await Promise.all(pids.map(commandLineOf))).every((line) => line !== undefined)).toBe(true);
   await startAndStopBoth(directory);
   expect(await Promise.all(pids.map(commandLineOf))).toEqual([undefined, undefined]);
