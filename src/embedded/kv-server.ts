@@ -52,7 +52,7 @@ async function chooseKind(wanted: KvServerKind | 'any'): Promise<KvServerKind> {
   const kinds: readonly KvServerKind[] = wanted === 'any' ? ['valkey', 'redis'] : [wanted];
   for (const kind of kinds) if ((await findKvServer(kind)) !== undefined) return kind;
   const names = kinds.map((kind) => `${kind}-server`).join(' or ');
-  throw new HoldfastError('STARTUP', `no ${names} on PATH`);
+  throw new HoldfastError('STARTUP', `no ${names} on PATH: install one, or point --kv at one that runs`);
 }
 
 /** True when the process `pid` itself answers there: a port can be another server's by now. */

@@ -188,6 +188,7 @@ export class ServerProcess {
     }
     this.#child?.kill('SIGKILL');
     await this.#exited;
+    await rm(this.#pidFile, { force: true });
     await this.#claim.release();
   }
 

@@ -1,0 +1,76 @@
+/** What `/status` gives as JSON and `holdfast status` prints. Fields are added, never renamed. */
+import type { KvReport } from './kv-inspector.ts';
+
+export interface StatusReport {
+  readonly version: string;
+  readonly processId: number;
+  readonly startedAt: string;
+  readonly listen: readonly string[];
+  readonly pooling: string;
+  readonly clients: {
+    readonly connected: number;
+    readonly connectedTotal: number;
+    readonly refusedTotal: number;
+    readonly requestsTotal: number;
+    readonly lanes: number;
+  };
+  readonly kv: KvReport & {
+    readonly where: string;
+    readonly embedded: boolean;
+    /** Of the embedded one: how often it was started again after it ended unasked. */
+    readonly restarts?: number;
+    readonly processId?: number;
+  };
+  readonly memory: { readonly residentBytes: number; readonly heapUsedBytes: number };
+}
+
+export function formatBytes(count: number): string {
+  const units = ['B', 'kB', 'MB', 'GB', 'TB'];
+  const power = count < 1 ? 0 : Math.min(Math.floor(Math.log(count) / Math.log(1024)), units.length - 1);
+  return `${(count / 1024 ** power).toFixed(power === 0 ? 0 : 1)} ${units[power]}`;
+}
+
+export function formatDuration(seconds: number): string {
+  const days = Math.floor(seconds / 86_400);
+  const hours = Math.floor((seconds % 86_400) / 3600);
+  const minutes = Math.floor((seconds % 3600) / 60);
+  if (days > 0) return `${days} d ${hours} h`;
+  if (hours > 0) return `${hours} h ${minutes} min`;
+  return minutes > 0 ? `${minutes} min ${Math.floor(seconds % 60)} s` : `${Math.floor(seconds)} s`;
+}
+
+type Row = readonly [string, string];
+
+function kvRows(kv: StatusReport['kv']): Row[] {
+  const name = kv.server === undefined ? '' : `${kv.server} ${kv.version}, `;
+  const rows: Row[] = [['KV store', `${name}${kv.reachable ? 'reachable' : 'NOT REACHABLE'} at ${kv.where}`]];
+  if (kv.embedded) rows.push(['', `embedded, process ${kv.processId ?? 'down'}, restarted ${kv.restarts} times`]);
+  if (kv.usedMemoryBytes !== undefined) {
+    const limit = kv.maxMemoryBytes ? `of ${formatBytes(kv.maxMemoryBytes)}, ${kv.maxMemoryPolicy}` : 'without a limit';
+    rows.push(['KV memory', `${formatBytes(kv.usedMemoryBytes)} ${limit}, ${kv.evictedKeys} keys evicted`]);
+  }
+  const lookups = (kv.keyspaceHits ?? 0) + (kv.keyspaceMisses ?? 0);
+  if (lookups > 0) {
+    const percent = ((100 * (kv.keyspaceHits ?? 0)) / lookups).toFixed(1);
+    rows.push(['KV hit ratio', `${percent} % of ${lookups} lookups`]);
+  }
+  return rows;
+}
+
+/** For a person: a heading and aligned lines. */
+export function formatStatus(report: StatusReport, now: Date): string {
+  const upSeconds = (now.getTime() - Date.parse(report.startedAt)) / 1000;
+  const { clients, memory } = report;
+  const rows: Row[] = [
+    ['Holdfast', `${report.version}, process ${report.processId}, up ${formatDuration(upSeconds)}`],
+    ['Listening', `${report.listen.join(', ')} (pooling: ${report.pooling})`],
+    [
+      'Clients',
+      `${clients.connected} connected (${clients.connectedTotal} since start, ${clients.refusedTotal} refused), ${clients.lanes} upstream connections, ${clients.requestsTotal} requests`,
+    ],
+    ...kvRows(report.kv),
+    ['Memory', `${formatBytes(memory.residentBytes)} resident, ${formatBytes(memory.heapUsedBytes)} heap`],
+  ];
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return `${rows.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join('\n')}\n`;
+}
