@@ -9,13 +9,14 @@ import { clientLine, clientList, killClients } from './client-list.ts';
 import { forward, onLane, send, sendSticky } from './forward.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
-import { Hold, Pin } from './session-state.ts';
+import { Hold, LOST_TEXT, Pin } from './session-state.ts';
 
 const MINUS = 45;
 const NOAUTH_HELLO = encode.error(
   'NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time',
 );
 const BAD_NAME = 'ERR Client names cannot contain spaces, newlines or special characters.';
+const LOST = encode.error(`KVDOWN ${LOST_TEXT}`);
 const SYNTAX = encode.error('ERR syntax error');
 
 type Handler = (session: Session, request: Request) => void;
@@ -187,18 +188,37 @@ function hello(session: Session, request: Request): void {
     return;
   }
   // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
-  session.hold(Hold.request);
-  session.whenQuiet(() => {
-    onLane(session, 0, () => {
-      session.sendIgnored(['CLIENT', 'GETNAME'], (reply) => {
-        if (reply === undefined) session.answer(encode.error('KVDOWN the connection to the KV store was lost'));
-        else if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH'))
-          session.output.write(NOAUTH_HELLO);
-        else session.whenQuiet(greet);
-      });
-    });
-    session.lift(Hold.request);
+  alone(session, 0, ['CLIENT', 'GETNAME'], (reply) => {
+    if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH')) session.answer(NOAUTH_HELLO);
+    else greet();
   });
+}
+
+/**
+ * Sends a request of the session's own while nothing else is in flight; `then` gets its reply, when nothing is in flight
+ * again. Requests behind it wait until `then` has returned.
+ */
+function alone(
+  session: Session,
+  pin: number,
+  args: readonly (Buffer | string)[],
+  then: (reply: Buffer) => void,
+): void {
+  session.hold(Hold.request);
+  const finish = (reply: Buffer): void => {
+    then(reply);
+    session.lift(Hold.request);
+  };
+  session.whenQuiet(() =>
+    session.onLane(
+      pin,
+      () => {
+        if (pin !== 0) session.laneDirty = true;
+        session.sendIgnored(args, (reply) => session.whenQuiet(() => finish(reply ?? LOST)));
+      },
+      finish,
+    ),
+  );
 }
 
 function greeting(session: Session): Buffer {
@@ -233,26 +253,29 @@ function select(session: Session, request: Request): void {
     onLane(session, 0, () => forward(session, request));
     return;
   }
-  session.hold(Hold.request);
-  session.whenQuiet(() => {
-    onLane(session, Pin.blocking, () => {
-      session.laneDirty = true;
-      session.sendIgnored(request.args, (reply) => {
-        if (reply === undefined) {
-          session.answer(encode.error('KVDOWN the connection to the KV store was lost'));
-          return;
-        }
-        session.answer(reply);
-        if (reply[0] === MINUS) return;
-        // The lane is in the other database now and is not used again for this one.
-        session.whenQuiet(() =>
-          changeLanes(session, () => {
-            session.database = database;
-          }),
-        );
+  const { credentials, protocol } = session;
+  if (!session.dedicated && session.context.upstream.laneSet({ credentials, database, protocol }).sharedLane() !== undefined) {
+    // This user was let into that database before: a lane is there.
+    session.hold(Hold.request);
+    session.whenQuiet(() => {
+      changeLanes(session, () => {
+        session.database = database;
       });
+      session.answer(encode.OK);
+      session.lift(Hold.request);
     });
-    session.lift(Hold.request);
+    return;
+  }
+  alone(session, Pin.blocking, request.args, (reply) => {
+    session.answer(reply);
+    if (reply[0] === MINUS) return;
+    if (session.dedicated) {
+      session.database = database;
+    } else {
+      changeLanes(session, () => {
+        session.database = database;
+      });
+    }
   });
 }
 

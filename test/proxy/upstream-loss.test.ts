@@ -1,0 +1,100 @@
+import { describe, expect, it } from 'vitest';
+import { request } from '../../src/resp/encode.ts';
+import { replyValue } from '../../src/resp/reply.ts';
+import { kvKinds, startKv } from '../support/servers.ts';
+import { front, until } from './through-proxy.ts';
+
+describe.each(kvKinds)('the KV store (%s) goes away', (kind) => {
+  describe.each(['transaction', 'session'] as const)('pooling %s', (pooling) => {
+    it('answers what is in flight with a clear error, and goes on when the server is back', async () => {
+      const kv = await startKv(kind);
+      const { client, proxy } = await front(kv.port, { pooling });
+      const blocked = await client();
+      const idle = await client();
+      expect(replyValue(await idle.send('PING'))).toBe('PONG');
+      const popped = blocked.send('BLPOP', 'list', '0');
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      await kv.kill9();
+      expect((await popped).bytes.toString()).toMatch(/^KVDOWN .*connection to the KV store was lost/);
+      const during = idle.send('SET', 'a', '1');
+      await kv.restart();
+      expect(replyValue(await during)).toBe('OK');
+      expect(replyValue(await blocked.send('GET', 'a'))).toBe('1');
+      expect(proxy.status().upstreamReachable).toBe(true);
+    });
+
+    it('fails every request soon once it has been away for holdMs, without a wait for each', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling, limits: { holdMs: 300 } });
+      const someone = await client();
+      await someone.send('PING');
+      await kv.kill9();
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      const started = Date.now();
+      someone.socket.write(Buffer.concat(Array.from({ length: 50 }, () => request(['GET', 'a']))));
+      for (let i = 0; i < 50; i += 1) expect((await someone.next()).bytes.toString()).toMatch(/^KVDOWN/);
+      expect(Date.now() - started).toBeLessThan(3_000);
+      await kv.restart();
+      await until(async () => (await someone.send('GET', 'a')).type === '$');
+    });
+
+    it('subscribes again on its own', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling });
+      const subscriber = await client();
+      await subscriber.send('SUBSCRIBE', 'news');
+      await kv.kill9();
+      await kv.restart();
+      const publisher = await client();
+      await until(async () => replyValue(await publisher.send('PUBLISH', 'news', 'again')) === 1);
+      expect(replyValue(await subscriber.next())).toEqual(['message', 'news', 'again']);
+    });
+
+    it('aborts a transaction that was open', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling });
+      const someone = await client();
+      await someone.send('MULTI');
+      await someone.send('SET', 'a', '1');
+      await kv.kill9();
+      await kv.restart();
+      expect((await someone.send('SET', 'b', '1')).bytes.toString()).toMatch(/^EXECABORT/);
+      expect((await someone.send('EXEC')).bytes.toString()).toMatch(/^EXECABORT/);
+      expect(replyValue(await someone.send('EXISTS', 'a', 'b'))).toBe(0);
+    });
+
+    it('fails EXEC when the connection that watched was lost', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling });
+      const someone = await client();
+      await someone.send('WATCH', 'a');
+      await kv.kill9();
+      await kv.restart();
+      await until(async () => (await someone.send('PING')).type === '+');
+      await someone.send('MULTI');
+      await someone.send('SET', 'a', '1');
+      expect((await someone.send('EXEC')).isNull).toBe(true);
+      await someone.send('MULTI');
+      await someone.send('SET', 'a', '1');
+      expect(replyValue(await someone.send('EXEC'))).toEqual(['OK']);
+    });
+
+    it('tells a caching client to forget everything', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling });
+      const caching = await client();
+      await caching.send('HELLO', '3');
+      await caching.send('CLIENT', 'TRACKING', 'ON', 'BCAST');
+      await kv.kill9();
+      await kv.restart();
+      await until(() => caching.pushes.length > 0);
+      expect(replyValue(caching.pushes[0]!)).toEqual(['invalidate', null]);
+      const writer = await client();
+      await until(async () => {
+        await writer.send('SET', 'k', String(Math.random()));
+        return caching.pushes.length > 1;
+      });
+      expect(replyValue(caching.pushes[1]!)).toEqual(['invalidate', ['k']]);
+    });
+  });
+});
