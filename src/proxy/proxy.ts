@@ -47,7 +47,7 @@ export interface ProxyStatus extends ProxyCounters {
   readonly upstreamLosses: number;
 }
 
-export interface Proxy {
+export interface RunningProxy {
   /** Where it listens, with the ports that were taken. */
   readonly addresses: readonly ListenAddress[];
   readonly plans: CommandPlans;
@@ -61,7 +61,7 @@ const BACKLOG = 4096;
 const NO_LISTENER: UpstreamListener = { connected: () => undefined, lost: () => undefined };
 
 /** Listens and serves. Rejects with `CONFIG` when an address cannot be listened on. */
-export async function startProxy(options: ProxyOptions): Promise<Proxy> {
+export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const limits: ProxyLimits = { ...DEFAULT_LIMITS, ...options.limits };
   const { log } = options;
   const registry = new ClientRegistry();

@@ -198,12 +198,7 @@ function hello(session: Session, request: Request): void {
  * Sends a request of the session's own while nothing else is in flight; `then` gets its reply, when nothing is in flight
  * again. Requests behind it wait until `then` has returned.
  */
-function alone(
-  session: Session,
-  pin: number,
-  args: readonly (Buffer | string)[],
-  then: (reply: Buffer) => void,
-): void {
+function alone(session: Session, pin: number, args: readonly (Buffer | string)[], then: (reply: Buffer) => void): void {
   session.hold(Hold.request);
   const finish = (reply: Buffer): void => {
     then(reply);
@@ -254,7 +249,10 @@ function select(session: Session, request: Request): void {
     return;
   }
   const { credentials, protocol } = session;
-  if (!session.dedicated && session.context.upstream.laneSet({ credentials, database, protocol }).sharedLane() !== undefined) {
+  if (
+    !session.dedicated &&
+    session.context.upstream.laneSet({ credentials, database, protocol }).sharedLane() !== undefined
+  ) {
     // This user was let into that database before: a lane is there.
     session.hold(Hold.request);
     session.whenQuiet(() => {

@@ -2,7 +2,7 @@
 import { connect } from 'node:net';
 import { pino } from 'pino';
 import { afterAll } from 'vitest';
-import { type Proxy, type ProxyOptions, startProxy } from '../../src/proxy/proxy.ts';
+import { type ProxyOptions, type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
 import { connectRaw, type RawClient } from '../support/raw-client.ts';
 
 const cleanups: (() => Promise<void> | void)[] = [];
@@ -14,7 +14,7 @@ afterAll(async () => {
 export const silent = pino({ level: 'silent' });
 
 export interface Fronted {
-  readonly proxy: Proxy;
+  readonly proxy: RunningProxy;
   readonly port: number;
   client(): Promise<RawClient>;
 }
