@@ -1,4 +1,4 @@
-import type { Proxy as DataPlane } from '../proxy/proxy.ts';
+import type { RunningProxy as DataPlane } from '../proxy/proxy.ts';
 import type { Figure } from './metrics.ts';
 
 export function proxyFigures(proxy: Pick<DataPlane, 'status'>): Figure[] {

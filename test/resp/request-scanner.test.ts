@@ -132,7 +132,7 @@ describe('request scanner', () => {
 describe('inline requests', () => {
   it.each([
     ['a b  c', ['a', 'b', 'c']],
-    ['"a\\x41\\n" \'b\\\'c\'', ['aA\n', "b'c"]],
+    ["\"a\\x41\\n\" 'b\\'c'", ['aA\n', "b'c"]],
     ['"\\q\\t"', ['q\t']],
     ['"" x', ['', 'x']],
     ['   ', []],
