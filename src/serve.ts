@@ -1,11 +1,12 @@
 /**
  * The composition of the sidecar. Parts start from the bottom up, each leaving behind how to end it; they end top down:
  *
- *   embedded KV store, embedded Postgres → proxy → HTTP
+ *   embedded KV store, embedded Postgres → ledger → recovery → proxy → HTTP
  *
  * so that a client in the middle of a request still finds everything that its reply needs.
  */
 import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { type ConnectionOptions, createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
@@ -18,6 +19,9 @@ import { startPostgres } from './embedded/postgres.ts';
 import type { EmbeddedServer } from './embedded/server-process.ts';
 import { supervise } from './embedded/supervise.ts';
 import { HoldfastError, messageOf } from './errors.ts';
+import { ledgerInterceptors } from './intercept/ledger-interceptors.ts';
+import { openLedger } from './ledger/ledger.ts';
+import { streamFilter } from './ledger/stream-filter.ts';
 import { startHttpServer } from './operations/http-server.ts';
 import { inspectKv, type KvTarget, requireKv } from './operations/kv-inspector.ts';
 import { createLogger } from './operations/logger.ts';
@@ -25,6 +29,7 @@ import { addFigures, createMetrics } from './operations/metrics.ts';
 import { proxyFigures } from './operations/proxy-figures.ts';
 import type { StatusReport } from './operations/status-report.ts';
 import { type ListenAddress, startProxy } from './proxy/proxy.ts';
+import { startRecovery } from './recovery/recovery.ts';
 import type { Subcommand } from './subcommand.ts';
 import { readVersion } from './version.ts';
 
@@ -172,6 +177,22 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
   const target = kvServer === undefined ? remoteTarget(config.kv)! : embeddedTarget(kvServer);
   await requireKv(target, 'kv');
 
+  const ledger = await openLedger({
+    databaseUrl: postgres.value === undefined ? config.ledger.databaseUrl!.reveal() : postgres.value.server.url,
+    name: `${hostname()}:${process.pid}`,
+    acknowledgementFlushMs: config.ledger.acknowledgementFlushMs,
+    log,
+  });
+  steps.onStop('ledger', () => ledger.close());
+  const recovery = await startRecovery({
+    ledger,
+    kv: target,
+    ledgered: streamFilter(config.ledger.streams),
+    lookIntervalMs: config.checkpoint.intervalMs,
+    log,
+  });
+  steps.onStop('recovery', () => recovery.stop());
+
   const metrics = createMetrics();
   const inspector = inspectKv(target);
   steps.onStop('KV inspector', () => inspector.stop());
@@ -182,6 +203,17 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
     upstream,
     pooling: config.pooling,
     limits: config.limits,
+    interceptors: ledgerInterceptors({
+      ledger,
+      recovery,
+      holdMs: config.limits.holdMs,
+      entryBytesMax: config.ledger.entryBytesMax,
+      onFailure: config.ledger.onFailure,
+    }),
+    upstreamListener: {
+      connected: (facts) => void recovery.upstreamConnected(facts),
+      lost: () => recovery.upstreamLost(),
+    },
     log,
   });
   steps.onStop('proxy', () => proxy.stop(DRAIN_MS));

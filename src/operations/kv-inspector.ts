@@ -39,9 +39,10 @@ export interface KvInspector {
 }
 
 const COMMAND_TIMEOUT_MS = 1000;
+const RETRY_MS = 200;
 const UNREACHABLE: KvReport = { reachable: false };
 
-function connection(target: KvTarget): Redis {
+function connection(target: KvTarget, retries: boolean): Redis {
   const { host, port, path, tls, username, password } = target;
   const client = new Redis({
     ...(path === undefined ? { host: host ?? '127.0.0.1', port: port ?? 6379 } : { path }),
@@ -52,7 +53,7 @@ function connection(target: KvTarget): Redis {
     enableReadyCheck: false,
     enableOfflineQueue: false,
     maxRetriesPerRequest: 0,
-    retryStrategy: () => null,
+    retryStrategy: () => (retries ? RETRY_MS : null),
     connectTimeout: COMMAND_TIMEOUT_MS,
     commandTimeout: COMMAND_TIMEOUT_MS,
     connectionName: 'holdfast:status',
@@ -69,7 +70,7 @@ function isReply(error: unknown): boolean {
 
 /** Throws `CONFIG` when the KV store cannot be reached or refuses Holdfast's own password. */
 export async function requireKv(target: KvTarget, setting: string): Promise<void> {
-  const client = connection(target);
+  const client = connection(target, false);
   let failure: Error | undefined;
   client.on('error', (error) => {
     failure ??= error;
@@ -111,23 +112,12 @@ function reportFrom(info: string): KvReport {
 }
 
 export function inspectKv(target: KvTarget): KvInspector {
-  const client = connection(target);
-  let connecting: Promise<void> | undefined;
-
-  /** Connects when somebody asks, not on a timer: an answer is never older than the question. */
-  async function connected(): Promise<Redis> {
-    if (client.status !== 'ready') {
-      connecting ??= client.connect().finally(() => {
-        connecting = undefined;
-      });
-      await connecting;
-    }
-    return client;
-  }
+  const client = connection(target, true);
+  client.connect().catch(() => {});
   return {
     async reachable() {
       try {
-        await (await connected()).ping();
+        await client.ping();
         return true;
       } catch (error) {
         return isReply(error);
@@ -135,7 +125,7 @@ export function inspectKv(target: KvTarget): KvInspector {
     },
     async report() {
       try {
-        return reportFrom(await (await connected()).info());
+        return reportFrom(await client.info());
       } catch (error) {
         return isReply(error) ? { reachable: true } : UNREACHABLE;
       }

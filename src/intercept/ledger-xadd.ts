@@ -1,0 +1,264 @@
+/**
+ * XADD on a ledgered stream: the KV store gives the ID, the ledger commits, then the client hears.
+ *
+ *   open ─────────▶ forwarded with NOMKSTREAM ─ ID ──▶ commit ─ committed ──▶ reply
+ *     ▲                 │         │                      ├ late: published again first, its new ID is the reply
+ *     │  nil: a loss    │         │ connection broke     ├ ended: looked for in the next incarnation
+ *     └─────────────────┘         ▼                      └ conflict: compared, then once more
+ *   outage ────────────▶ accepted by the ledger (in doubt where it was sent already), its ID is the reply
+ *
+ * No success is told before the commit. When all is well `request` does not wait and `onReply` makes one promise.
+ */
+import { HoldfastError } from '../errors.ts';
+import { formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import type { Stream } from '../ledger/stream-registry.ts';
+import * as encode from '../resp/encode.ts';
+import { errorText, readReply } from '../resp/reply.ts';
+import type { Exchange, Interceptor } from './interceptor.ts';
+import { type LedgerContext, recovering } from './ledger-context.ts';
+import { parseXadd, type XaddRequest } from './xadd-request.ts';
+
+/** What the KV store answers while it is no store to write to: the entry was not taken. */
+const OUTAGE_ERRORS: ReadonlySet<string> = new Set(['LOADING', 'READONLY', 'MASTERDOWN', 'CLUSTERDOWN', 'TRYAGAIN']);
+const NOMKSTREAM = Buffer.from('NOMKSTREAM');
+const ATTEMPTS_MAX = 8;
+/** How long a client whose XADD is in doubt waits for its real ID before it gets the ledger's. */
+const DOUBT_MS = 1000;
+
+const SMALL_ID = encode.error('ERR The ID specified in XADD is equal or smaller than the target stream top item');
+
+/** An XADD on its way: what is needed to commit it, or to do it again. */
+export interface XaddExchange {
+  readonly exchange: Exchange;
+  readonly parsed: XaddRequest;
+  /** The client's arguments. */
+  readonly args: readonly Buffer[];
+  stream: Stream;
+  /** Of the stream when it was sent; for a queued one, when EXEC was. */
+  epoch: number;
+  /** The stream's greatest known ID when it was sent. */
+  after: Buffer;
+}
+
+const QUEUED_XADD = new WeakMap<Exchange, XaddExchange>();
+
+/** The ledgered XADD that a member of a transaction is, if it is one. */
+export function queuedXadd(member: Exchange): XaddExchange | undefined {
+  return QUEUED_XADD.get(member);
+}
+
+export function ledgerXadd(context: LedgerContext): Interceptor {
+  const { ledger, recovery } = context;
+
+  function request(exchange: Exchange): void | Promise<void> {
+    const { args } = exchange;
+    const key = args[1];
+    if (key === undefined || !recovery.ledgered(key)) return;
+    const parsed = parseXadd(args);
+    if (parsed === undefined) return;
+    let bytes = 0;
+    for (let at = parsed.idAt + 1; at < args.length; at += 1) bytes += args[at]!.length;
+    if (bytes > context.entryBytesMax) {
+      const text = `ERR the entry has ${bytes} bytes, ledger.entryBytesMax is ${context.entryBytesMax}`;
+      exchange.respond(encode.error(text));
+      return;
+    }
+    const stream = ledger.streams.find(exchange.session.database, key);
+    if (stream !== undefined && recovery.isOpen(stream) && ledger.writer.accepting) {
+      send({ exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId });
+      return;
+    }
+    return begin(exchange, parsed);
+  }
+
+  /** Anything but the usual case. */
+  async function begin(exchange: Exchange, parsed: XaddRequest): Promise<void> {
+    const { args } = exchange;
+    if (!ledger.writer.accepting) {
+      if (context.onFailure === 'degrade') return;
+      throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was written, try again');
+    }
+    const stream = await resolve(exchange);
+    const xadd: XaddExchange = { exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId };
+    if (exchange.queued) {
+      // EXEC decides when it may go.
+      send(xadd);
+      return;
+    }
+    const reply = await untilOpen(xadd, undefined);
+    if (reply === undefined) send(xadd);
+    else exchange.respond(reply);
+  }
+
+  function resolve(exchange: Exchange): Promise<Stream> {
+    return ledger.streams.resolve(exchange.session.database, exchange.args[1]!).catch((thrown: unknown) => {
+      ledger.postgres.failed(thrown);
+      throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; nothing was written, try again');
+    });
+  }
+
+  /**
+   * Waits until the XADD may be forwarded, then gives nothing; or has the ledger accept it, then gives the reply.
+   * `cause`: it was sent already and may have reached the KV store.
+   */
+  async function untilOpen(xadd: XaddExchange, cause: HoldfastError | undefined): Promise<Buffer | undefined> {
+    const until = Date.now() + context.holdMs;
+    while (!xadd.exchange.session.closed) {
+      const settled = await recovery.settled(xadd.stream, Math.max(0, until - Date.now()));
+      if (settled === 'ended') {
+        xadd.stream = await resolve(xadd.exchange);
+        continue;
+      }
+      if (settled === 'timeout') throw recovering(xadd.stream);
+      if (settled === 'open' && cause === undefined) {
+        xadd.epoch = xadd.stream.epoch;
+        xadd.after = xadd.stream.lastId;
+        return undefined;
+      }
+      const reply = await accept(xadd, cause);
+      if (reply !== undefined) return reply;
+    }
+    throw recovering(xadd.stream);
+  }
+
+  /** The ledger takes the entry. Gives the reply, or nothing where the outage is over. */
+  async function accept(xadd: XaddExchange, cause: HoldfastError | undefined): Promise<Buffer | undefined> {
+    const { stream, parsed, exchange } = xadd;
+    if (parsed.noMkStream && !stream.present) return encode.nullBulk(exchange.session.protocol);
+    await recovery.enterOutage(stream, cause === undefined ? 'the KV store is down' : cause.message);
+    const outcome = await ledger.outage.accept({
+      stream,
+      requested: parsed.requested,
+      args: xadd.args,
+      firstField: parsed.idAt + 1,
+      maxlen: parsed.maxlen,
+      inDoubtAfter: cause === undefined ? undefined : xadd.after,
+      kvClientId: undefined,
+    });
+    if (outcome === 'normal') {
+      await ledger.streams.refresh(stream.streamId);
+      return undefined;
+    }
+    if (outcome === 'small') return SMALL_ID;
+    // If the KV store is there, the real ID is a matter of milliseconds.
+    const published =
+      cause !== undefined && recovery.state !== 'down'
+        ? await recovery.publishedId(stream, outcome.id, DOUBT_MS)
+        : undefined;
+    return encode.bulk(formatEntryId(published ?? outcome.id));
+  }
+
+  function sentArgs(xadd: XaddExchange): readonly Buffer[] {
+    const { args, parsed, stream, exchange } = xadd;
+    // In a transaction a DEL of the key may come before.
+    if (parsed.noMkStream || !stream.present || exchange.queued) return args;
+    return [args[0]!, args[1]!, NOMKSTREAM, ...args.slice(2)];
+  }
+
+  function send(xadd: XaddExchange): void {
+    const { exchange } = xadd;
+    exchange.args = sentArgs(xadd);
+    exchange.onReply((reply) => replied(xadd, reply, 1));
+    if (exchange.queued) QUEUED_XADD.set(exchange, xadd);
+    else exchange.onLost((cause) => lost(xadd, cause));
+  }
+
+  async function lost(xadd: XaddExchange, cause: HoldfastError): Promise<Buffer> {
+    const reply = await untilOpen(xadd, cause);
+    return reply!;
+  }
+
+  function replied(xadd: XaddExchange, reply: Buffer, attempt: number): Buffer | Promise<Buffer> {
+    if (reply[0] === 0x24 && reply[1] !== 0x2d) {
+      const id = parseEntryId(reply.subarray(reply.indexOf(13) + 2, reply.length - 2));
+      return id === undefined ? reply : commit(xadd, id, reply, attempt);
+    }
+    const parsed = readReply(reply);
+    const text = errorText(parsed);
+    if (text !== undefined) {
+      if (!OUTAGE_ERRORS.has(text.split(' ', 1)[0]!) || xadd.exchange.queued) return reply;
+      recovery.upstreamLost();
+      return again(xadd, attempt);
+    }
+    // Nil: the client's own NOMKSTREAM on a stream that never was, or a stream that is gone.
+    if (!parsed.isNull || (xadd.parsed.noMkStream && !xadd.stream.present)) return reply;
+    return recovery.noticed('XADD found no stream where the ledger knows one').then(() => again(xadd, attempt));
+  }
+
+  /** Not taken by the KV store: once more, when it can be. */
+  async function again(xadd: XaddExchange, attempt: number): Promise<Buffer> {
+    if (attempt >= ATTEMPTS_MAX) throw recovering(xadd.stream);
+    const answered = await untilOpen(xadd, undefined);
+    if (answered !== undefined) return answered;
+    let reply: Buffer;
+    try {
+      reply = await xadd.exchange.resend(sentArgs(xadd));
+    } catch (thrown) {
+      if (thrown instanceof HoldfastError) return lost(xadd, thrown);
+      throw thrown;
+    }
+    return replied(xadd, reply, attempt + 1);
+  }
+
+  function commit(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
+    const { stream, epoch } = xadd;
+    stream.lastId = maxEntryId(stream.lastId, id);
+    stream.present = true;
+    return ledger.writer
+      .commit({ stream, id, epoch, args: xadd.args, firstField: xadd.parsed.idAt + 1, maxlen: xadd.parsed.maxlen })
+      .then((outcome) => {
+        if (outcome === 'committed') return reply;
+        if (outcome === 'late') return republished(xadd, id);
+        if (outcome === 'ended') return inNextIncarnation(xadd, id, reply, attempt);
+        return conflicting(xadd, id, reply, attempt);
+      })
+      .catch((thrown: unknown) => {
+        if (context.onFailure === 'degrade' && thrown instanceof HoldfastError && thrown.code === 'LEDGERDOWN') {
+          return reply;
+        }
+        throw thrown;
+      });
+  }
+
+  async function republished(xadd: XaddExchange, id: Buffer): Promise<Buffer> {
+    const published = await recovery.publishedId(xadd.stream, id, context.holdMs * 2);
+    if (published === undefined) {
+      throw new HoldfastError('LEDGERDOWN', 'the entry is in the ledger, but could not be published again yet');
+    }
+    return encode.bulk(formatEntryId(published));
+  }
+
+  /** The incarnation ended while the entry was on its way: it went with it, or it is the first of the next. */
+  async function inNextIncarnation(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
+    if (attempt >= ATTEMPTS_MAX) throw recovering(xadd.stream);
+    const next = await resolve(xadd.exchange);
+    const { epoch } = next;
+    const found = await recovery.hasEntry(next, id, xadd.args, xadd.parsed.idAt + 1);
+    if (!found) return reply;
+    xadd.stream = next;
+    xadd.epoch = epoch;
+    return commit(xadd, id, reply, attempt + 1);
+  }
+
+  /** The ID belongs to another entry in the ledger: the KV store forgot that one. */
+  async function conflicting(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
+    await recovery.noticed('XADD gave an ID that the ledger has with other fields');
+    const settled = await recovery.reopened(xadd.stream, context.holdMs);
+    if (attempt < ATTEMPTS_MAX && settled === 'open') {
+      xadd.epoch = xadd.stream.epoch;
+      if (await recovery.hasEntry(xadd.stream, id, xadd.args, xadd.parsed.idAt + 1)) {
+        return commit(xadd, id, reply, attempt + 1);
+      }
+    }
+    throw new HoldfastError(
+      'LEDGERCONFLICT',
+      `the ledger has another entry under ${formatEntryId(id)}; this one was not made durable`,
+    );
+  }
+
+  return {
+    name: 'ledger-xadd',
+    handles: (command) => command?.name === 'xadd',
+    request,
+  };
+}

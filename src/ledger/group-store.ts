@@ -1,0 +1,41 @@
+/** Consumer groups in the ledger: one row for each generation, which XGROUP CREATE, SETID and DESTROY begin and end. */
+import type pg from 'pg';
+
+export interface GroupState {
+  readonly name: Buffer;
+  readonly checkpointId: Buffer;
+  readonly lastDeliveredId: Buffer;
+  readonly entriesRead: number | undefined;
+}
+
+export class GroupStore {
+  readonly #pool: pg.Pool;
+
+  constructor(pool: pg.Pool) {
+    this.#pool = pool;
+  }
+
+  /** Marks that a SETID or DESTROY is on its way, or is not any more. */
+  async changing(groupId: number, changing: boolean): Promise<void> {
+    await this.#pool.query(
+      `UPDATE holdfast.consumer_group SET changing = $2, changing_since = CASE WHEN $2 THEN clock_timestamp() END
+        WHERE group_id = $1 AND ended_at IS NULL`,
+      [groupId, changing],
+    );
+  }
+
+  /**
+   * Writes down what became of a group. `replace` ends the present generation first; without a state the group is gone.
+   * Without `replace` a group that is there already stays as it is.
+   */
+  async settle(streamId: number, name: Buffer, state: GroupState | undefined, replace: boolean): Promise<void> {
+    await this.#pool.query('SELECT holdfast.settle_group($1, $2, $3, $4, $5, $6)', [
+      streamId,
+      name,
+      replace,
+      state?.checkpointId ?? null,
+      state?.lastDeliveredId ?? null,
+      state?.entriesRead ?? null,
+    ]);
+  }
+}

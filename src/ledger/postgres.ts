@@ -1,0 +1,108 @@
+/**
+ * The connection to Postgres: a pool, and whether it answers. `available` is a fact to branch on without waiting; it
+ * falls with the first failed statement and rises with the first probe that succeeds.
+ */
+import pg from 'pg';
+import type { Logger } from 'pino';
+import { messageOf } from '../errors.ts';
+import { isContention, isRetryable } from './sqlstate.ts';
+
+const PROBE_MS = 200;
+const CONNECT_TIMEOUT_MS = 3000;
+
+export interface Postgres {
+  readonly pool: pg.Pool;
+  readonly available: boolean;
+  /** Takes note of a failed statement; true where the same statement may succeed later. */
+  failed(thrown: unknown): boolean;
+  /** Resolves with true once a statement succeeds again, with false after `limitMs`. */
+  whenAvailable(limitMs: number): Promise<boolean>;
+  /** A connection of its own, outside of the pool: for LISTEN and for what a session holds. */
+  connect(): Promise<pg.Client>;
+  close(): Promise<void>;
+}
+
+export function connectPostgres(options: {
+  readonly databaseUrl: string;
+  readonly connectionsMax: number;
+  readonly statementTimeoutMs: number;
+  readonly log: Logger;
+}): Postgres {
+  const connection = {
+    connectionString: options.databaseUrl,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    keepAlive: true,
+    application_name: 'holdfast',
+  };
+  const pool = new pg.Pool({
+    ...connection,
+    max: options.connectionsMax,
+    // The server's own limit frees its locks; ours notices a server that no longer answers at all.
+    statement_timeout: options.statementTimeoutMs,
+    query_timeout: options.statementTimeoutMs + 1000,
+  });
+  // An idle connection that breaks is no event of its own: the next statement will tell.
+  pool.on('error', (thrown) => options.log.debug({ err: thrown }, 'idle ledger connection lost'));
+
+  let available = true;
+  let closed = false;
+  let probe: NodeJS.Timeout | undefined;
+  const waiting = new Set<() => void>();
+
+  const schedule = (): void => {
+    if (closed || probe !== undefined) return;
+    probe = setTimeout(() => {
+      pool.query('SELECT 1').then(
+        () => {
+          probe = undefined;
+          available = true;
+          options.log.warn('the ledger answers again');
+          for (const wake of [...waiting]) wake();
+        },
+        () => {
+          probe = undefined;
+          schedule();
+        },
+      );
+    }, PROBE_MS);
+  };
+
+  return {
+    pool,
+    get available() {
+      return available;
+    },
+    failed(thrown) {
+      if (!isRetryable(thrown)) return false;
+      if (isContention(thrown)) return true;
+      if (available && !closed) options.log.error({ err: messageOf(thrown) }, 'the ledger does not answer');
+      available = false;
+      schedule();
+      return true;
+    },
+    whenAvailable(limitMs) {
+      if (available) return Promise.resolve(true);
+      return new Promise((resolve) => {
+        const wake = (): void => {
+          clearTimeout(limit);
+          waiting.delete(wake);
+          resolve(available);
+        };
+        const limit = setTimeout(wake, limitMs);
+        waiting.add(wake);
+      });
+    },
+    async connect() {
+      const client = new pg.Client(connection);
+      client.on('error', (thrown) => options.log.debug({ err: thrown }, 'ledger session lost'));
+      await client.connect();
+      return client;
+    },
+    async close() {
+      closed = true;
+      clearTimeout(probe);
+      for (const wake of [...waiting]) wake();
+      await pool.end();
+    },
+  };
+}

@@ -1,0 +1,157 @@
+/**
+ * Saves what a good look saw: watermarks, floors, times to live, and each group's checkpoint. Only of streams that
+ * compared well, and only where epoch, incarnation and generation are still those that were compared with; nothing goes
+ * backwards. A group's checkpoint is its last-delivered-id with nothing pending, else just below the smallest pending ID,
+ * all of one snapshot.
+ */
+import type pg from 'pg';
+import { bigintArray, byteaArray } from '../ledger/binary-array.ts';
+import { ENTRY_ID_ZERO, nextEntryId, previousEntryId } from '../ledger/entry-id.ts';
+import type { KnownStream } from './compare.ts';
+import type { GroupSnapshot, StreamSnapshot } from './kv-snapshot.ts';
+
+export interface Looked {
+  readonly known: KnownStream;
+  readonly actual: StreamSnapshot;
+}
+
+/** `undefined` where the smallest pending ID was not asked for. */
+export function checkpointOf(group: GroupSnapshot): Buffer | undefined {
+  if (group.pending === 0) return group.lastDeliveredId;
+  return group.minPendingId === undefined ? undefined : previousEntryId(group.minPendingId);
+}
+
+function floorOf(actual: StreamSnapshot): Buffer {
+  if (actual.firstId !== undefined) return actual.firstId;
+  return actual.entriesAdded > 0 ? nextEntryId(actual.lastId) : ENTRY_ID_ZERO;
+}
+
+/** `lookedAt` is the ledger's clock before the KV store was asked: a group that ended later is not adopted again. */
+export async function saveCheckpoints(
+  pool: pg.Pool,
+  leaderEpoch: number,
+  lookedAt: Date,
+  looked: readonly Looked[],
+): Promise<void> {
+  const streams = looked.filter(
+    ({ known, actual }) =>
+      known.mode === 'normal' &&
+      (actual.lastId.compare(known.lastId) > 0 ||
+        actual.entriesAdded > known.added ||
+        !actual.maxDeletedId.equals(known.maxDeletedId) ||
+        floorOf(actual).compare(known.floorId) > 0 ||
+        actual.expiresAtMs !== known.expiresAtMs),
+  );
+  const groups: { known: KnownStream; groupId: number | undefined; group: GroupSnapshot; checkpoint: Buffer }[] = [];
+  for (const { known, actual } of looked) {
+    if (known.mode !== 'normal') continue;
+    for (const [name, group] of actual.groups) {
+      const before = known.groups.get(name);
+      const checkpoint = checkpointOf(group);
+      if (checkpoint === undefined || before?.changing === true) continue;
+      if (
+        before !== undefined &&
+        checkpoint.compare(before.checkpointId) <= 0 &&
+        group.lastDeliveredId.equals(before.lastDeliveredId)
+      ) {
+        continue;
+      }
+      groups.push({ known, groupId: before?.groupId, group, checkpoint });
+    }
+  }
+  if (streams.length === 0 && groups.length === 0) return;
+
+  const client = await pool.connect();
+  let broken: Error | undefined;
+  try {
+    await client.query('BEGIN');
+    await client.query('SELECT holdfast.assert_leader($1)', [leaderEpoch]);
+    if (streams.length > 0) {
+      await client.query(
+        `UPDATE holdfast.stream
+            SET present = true,
+                seen_last_id = GREATEST(seen_last_id, given.last_id), seen_added = GREATEST(seen_added, given.added),
+                max_deleted_id = GREATEST(stream.max_deleted_id, given.max_deleted_id),
+                floor_id = GREATEST(stream.floor_id, given.floor_id), expires_at_ms = given.expires_at_ms
+           FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bytea[], $7::bigint[])
+             AS given (stream_id, epoch, last_id, added, max_deleted_id, floor_id, expires_at_ms)
+          WHERE stream.stream_id = given.stream_id AND stream.epoch = given.epoch
+            AND stream.ended_at IS NULL AND stream.mode = 'normal'`,
+        [
+          bigintArray(streams.map(({ known }) => known.streamId)),
+          bigintArray(streams.map(({ known }) => known.epoch)),
+          byteaArray(streams.map(({ actual }) => actual.lastId)),
+          bigintArray(streams.map(({ actual }) => actual.entriesAdded)),
+          byteaArray(streams.map(({ actual }) => actual.maxDeletedId)),
+          byteaArray(streams.map(({ actual }) => floorOf(actual))),
+          bigintArray(streams.map(({ actual }) => actual.expiresAtMs)),
+        ],
+      );
+    }
+    const old = groups.filter(({ groupId }) => groupId !== undefined);
+    if (old.length > 0) {
+      await client.query(
+        `UPDATE holdfast.consumer_group AS saved
+            SET progressed_at = CASE WHEN given.checkpoint_id > saved.checkpoint_id
+                                     THEN clock_timestamp() ELSE saved.progressed_at END,
+                checkpointed_at = clock_timestamp(),
+                checkpoint_id = GREATEST(saved.checkpoint_id, given.checkpoint_id),
+                last_delivered_id = GREATEST(saved.last_delivered_id, given.last_delivered_id),
+                entries_read = given.entries_read
+           FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[], $5::bigint[])
+             AS given (group_id, epoch, checkpoint_id, last_delivered_id, entries_read),
+                holdfast.stream
+          WHERE saved.group_id = given.group_id AND saved.ended_at IS NULL AND NOT saved.changing
+            AND stream.stream_id = saved.stream_id AND stream.epoch = given.epoch AND stream.ended_at IS NULL`,
+        [
+          bigintArray(old.map(({ groupId }) => groupId)),
+          bigintArray(old.map(({ known }) => known.epoch)),
+          byteaArray(old.map(({ checkpoint }) => checkpoint)),
+          byteaArray(old.map(({ group }) => group.lastDeliveredId)),
+          bigintArray(old.map(({ group }) => group.entriesRead)),
+        ],
+      );
+      await client.query(
+        `DELETE FROM holdfast.acknowledgement USING holdfast.consumer_group AS saved
+          WHERE acknowledgement.group_id = saved.group_id AND saved.group_id = ANY ($1::bigint[])
+            AND acknowledgement.max_id <= saved.checkpoint_id`,
+        [bigintArray(old.map(({ groupId }) => groupId))],
+      );
+      await client.query(
+        `DELETE FROM holdfast.pending_page USING holdfast.consumer_group AS saved
+          WHERE pending_page.group_id = saved.group_id AND saved.group_id = ANY ($1::bigint[])
+            AND pending_page.to_id <= saved.checkpoint_id`,
+        [bigintArray(old.map(({ groupId }) => groupId))],
+      );
+    }
+    for (const { known, group, checkpoint } of groups.filter(({ groupId }) => groupId === undefined)) {
+      const { rowCount } = await client.query(
+        `INSERT INTO holdfast.consumer_group (stream_id, name, generation, checkpoint_id, last_delivered_id, entries_read)
+         SELECT $1, $2, 1 + coalesce((SELECT max(generation) FROM holdfast.consumer_group AS old
+                                       WHERE old.stream_id = $1 AND old.name = $2), 0), $3, $4, $5
+           FROM holdfast.stream
+          WHERE stream_id = $1 AND epoch = $6 AND ended_at IS NULL
+            AND NOT EXISTS (SELECT FROM holdfast.consumer_group AS old
+                             WHERE old.stream_id = $1 AND old.name = $2 AND old.ended_at > $7)
+         ON CONFLICT DO NOTHING`,
+        [
+          known.streamId,
+          group.name,
+          checkpoint,
+          group.lastDeliveredId,
+          group.entriesRead ?? null,
+          known.epoch,
+          lookedAt,
+        ],
+      );
+      if (rowCount === 1) await client.query(`SELECT pg_notify('holdfast', $1)`, [`stream ${known.streamId}`]);
+    }
+    await client.query('COMMIT');
+  } catch (thrown) {
+    broken = thrown instanceof Error ? thrown : new Error(String(thrown));
+    await client.query('ROLLBACK').catch(() => undefined);
+    throw thrown;
+  } finally {
+    client.release(broken);
+  }
+}

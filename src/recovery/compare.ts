@@ -1,0 +1,74 @@
+/**
+ * Loss is noticed by comparison: what the ledger knows of a stream, read first, against what the KV store says, read
+ * afterwards. Everything here only grows within an incarnation, so what is smaller than it was is a loss, whatever caused
+ * it. A shorter stream, a higher first ID or an evicted witness are none.
+ */
+import type { StreamSnapshot } from './kv-snapshot.ts';
+
+export interface KnownGroup {
+  readonly groupId: number;
+  readonly name: Buffer;
+  readonly checkpointId: Buffer;
+  readonly lastDeliveredId: Buffer;
+  readonly entriesRead: number | undefined;
+  /** XGROUP SETID or DESTROY is on its way: nothing to conclude from this group. */
+  readonly changing: boolean;
+}
+
+export interface KnownStream {
+  readonly streamId: number;
+  readonly database: number;
+  readonly name: Buffer;
+  readonly epoch: number;
+  readonly restoredEpoch: number;
+  readonly mode: 'normal' | 'outage' | 'restoring';
+  /** The KV store had it at some time of this incarnation. */
+  readonly present: boolean;
+  /** The greatest ID committed or seen. */
+  readonly lastId: Buffer;
+  /** How many entries this incarnation has had, by the ledger's own count; at least as many must be in entries-added. */
+  readonly added: number;
+  readonly maxDeletedId: Buffer;
+  readonly floorId: Buffer;
+  readonly reconciledId: Buffer;
+  readonly expiresAtMs: number | undefined;
+  /** A client's will to end this incarnation is on its way or was given up half-way. */
+  readonly ending: boolean;
+  readonly backlog: number;
+  readonly groups: ReadonlyMap<string, KnownGroup>;
+}
+
+/** `ended`: the incarnation is over by expiry or because a client put another key there. */
+export type Verdict =
+  | { readonly kind: 'same' }
+  | { readonly kind: 'lost'; readonly cause: string }
+  | { readonly kind: 'ended'; readonly cause: string };
+
+const SAME: Verdict = { kind: 'same' };
+
+function lost(cause: string): Verdict {
+  return { kind: 'lost', cause };
+}
+
+/** `nowMs` by the KV store's or this process's clock: only for whether a time to live has passed. */
+export function compare(known: KnownStream, actual: StreamSnapshot | 'missing' | 'other', nowMs: number): Verdict {
+  if (known.ending) return SAME;
+  if (actual === 'other') return { kind: 'ended', cause: 'the key holds another type' };
+  const expired = known.expiresAtMs !== undefined && known.expiresAtMs <= nowMs;
+  if (actual === 'missing') {
+    if (!known.present) return SAME;
+    return expired ? { kind: 'ended', cause: 'expired' } : lost('the stream is gone');
+  }
+  if (actual.lastId.compare(known.lastId) < 0) {
+    return expired ? { kind: 'ended', cause: 'expired' } : lost('its last ID went back');
+  }
+  if (actual.entriesAdded < known.added) return lost('it counts fewer entries than were committed');
+  if (actual.maxDeletedId.compare(known.maxDeletedId) < 0) return lost('its greatest deleted ID went back');
+  for (const group of known.groups.values()) {
+    if (group.changing) continue;
+    const found = actual.groups.get(group.name.toString('latin1'));
+    if (found === undefined) return lost('a consumer group is gone');
+    if (found.lastDeliveredId.compare(group.lastDeliveredId) < 0) return lost('a consumer group went back');
+  }
+  return SAME;
+}

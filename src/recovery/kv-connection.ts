@@ -1,0 +1,125 @@
+/**
+ * A connection of recovery's own to the KV store, off the data plane. It does not reconnect: when it breaks it is over,
+ * commands on it fail, and whoever needs one opens another. Replies are RESP2 with bulk strings as Buffers.
+ */
+import type { ConnectionOptions } from 'node:tls';
+import { Redis } from 'ioredis';
+import { HoldfastError, messageOf } from '../errors.ts';
+
+export interface KvAddress {
+  readonly host?: string;
+  readonly port?: number;
+  /** A unix socket, instead of host and port. */
+  readonly path?: string;
+  readonly tls?: ConnectionOptions;
+  readonly username?: string;
+  readonly password?: string;
+}
+
+export type KvArgument = string | Buffer | number;
+/** What a RESP2 reply becomes; a member of EXEC that failed is an Error. */
+export type KvReply = Buffer | number | null | Error | KvReply[];
+
+const CONNECT_TIMEOUT_MS = 2000;
+
+export class KvConnection {
+  readonly #redis: Redis;
+  #database = 0;
+
+  private constructor(redis: Redis) {
+    this.#redis = redis;
+  }
+
+  /** Rejects with KVDOWN. */
+  static async open(address: KvAddress, commandTimeoutMs: number): Promise<KvConnection> {
+    const redis = new Redis({
+      host: address.host ?? '127.0.0.1',
+      port: address.port ?? 6379,
+      ...(address.path === undefined ? {} : { path: address.path }),
+      ...(address.tls === undefined ? {} : { tls: address.tls }),
+      ...(address.username === undefined ? {} : { username: address.username }),
+      ...(address.password === undefined ? {} : { password: address.password }),
+      protocol: 2,
+      lazyConnect: true,
+      enableReadyCheck: false,
+      enableOfflineQueue: false,
+      disableClientInfo: true,
+      maxRetriesPerRequest: 0,
+      retryStrategy: () => null,
+      connectTimeout: CONNECT_TIMEOUT_MS,
+      commandTimeout: commandTimeoutMs,
+      connectionName: 'holdfast:control',
+    });
+    // Each command tells its own failure.
+    redis.on('error', () => undefined);
+    try {
+      await redis.connect();
+    } catch (thrown) {
+      redis.disconnect();
+      throw new HoldfastError('KVDOWN', `the KV store cannot be reached: ${messageOf(thrown)}`, { cause: thrown });
+    }
+    return new KvConnection(redis);
+  }
+
+  get open(): boolean {
+    return this.#redis.status === 'ready';
+  }
+
+  onClose(listener: () => void): void {
+    this.#redis.once('close', listener);
+  }
+
+  close(): void {
+    this.#redis.disconnect();
+  }
+
+  /** Runs one command in database `database`. Rejects with the server's error, or KVDOWN where the connection broke. */
+  async command(database: number, args: readonly KvArgument[]): Promise<KvReply> {
+    const [reply] = await this.pipeline(database, [args]);
+    if (reply instanceof Error) throw reply;
+    return reply!;
+  }
+
+  /** Sends all at once; a refused command is an Error in its place. Rejects where the connection broke. */
+  async pipeline(database: number, commands: readonly (readonly KvArgument[])[]): Promise<KvReply[]> {
+    const pipeline = this.#redis.pipeline();
+    const select = this.#database !== database;
+    if (select) {
+      pipeline.call('SELECT', database);
+      this.#database = database;
+    }
+    for (const [name, ...args] of commands) pipeline.callBuffer(String(name), ...args);
+    const results = await pipeline.exec();
+    if (results === null) throw new HoldfastError('KVDOWN', 'the KV store closed the connection');
+    const replies: KvReply[] = [];
+    for (const [failure, reply] of results) {
+      if (failure === null) replies.push(reply as KvReply);
+      else if (failure.name === 'ReplyError') replies.push(failure);
+      else throw new HoldfastError('KVDOWN', `the KV store: ${failure.message}`, { cause: failure });
+    }
+    return select ? replies.slice(1) : replies;
+  }
+
+  /**
+   * MULTI, the commands, EXEC, in one write. Null where a watched key changed. Commands may SELECT: the connection is in
+   * `database` again at the end.
+   */
+  async transaction(database: number, commands: readonly (readonly KvArgument[])[]): Promise<KvReply[] | null> {
+    const replies = await this.pipeline(database, [['MULTI'], ...commands, ['SELECT', database], ['EXEC']]);
+    const result = replies.at(-1)!;
+    if (result instanceof Error) {
+      // EXECABORT: the member that was refused says why.
+      throw replies.find((reply) => reply instanceof Error) ?? result;
+    }
+    if (result === null) return null;
+    return (result as KvReply[]).slice(0, -1);
+  }
+}
+
+/** A flat RESP2 map (`XINFO`, `HELLO`, …) by its keys. */
+export function byField(reply: KvReply): Map<string, KvReply> {
+  const fields = new Map<string, KvReply>();
+  if (!Array.isArray(reply)) return fields;
+  for (let at = 0; at + 1 < reply.length; at += 2) fields.set(String(reply[at]), reply[at + 1]!);
+  return fields;
+}

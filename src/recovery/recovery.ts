@@ -1,0 +1,623 @@
+/**
+ * Notices that the KV store lost something, and sees to it that it comes back. One per process; the work that only one
+ * may do is the leader's.
+ *
+ *               connection lost, other server,            look succeeded: every stream compared,
+ *               a signal of loss                          those that lost are marked `restoring`
+ *   open ───────────────────────────────▶ comparing ───────────────────────────────▶ open
+ *                                          │     ▲
+ *                             unreachable, │     │ reachable
+ *                     loading, a replica   ▼     │
+ *                                           down
+ *
+ * `open` says that what the KV store answers about a stream in mode `normal` may be believed. In any other state commands
+ * on ledgered streams wait, and XADDs are accepted by the ledger while it is `down`. Each stream has its mode besides.
+ *
+ * A look that began before a signal does not answer it: `look()` resolves after one that began later.
+ */
+import type { Logger } from 'pino';
+import { HoldfastError, messageOf } from '../errors.ts';
+import { encodeFields } from '../ledger/entry-fields.ts';
+import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
+import type { StreamFilter } from '../ledger/stream-filter.ts';
+import type { Group, Stream } from '../ledger/stream-registry.ts';
+import { checkpointOf, type Looked, saveCheckpoints } from './checkpoint.ts';
+import { compare, type KnownStream } from './compare.ts';
+import { readKnownStreams } from './known-streams.ts';
+import { byField, type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
+import { parseServerIdentity, readSnapshot, type ServerIdentity } from './kv-snapshot.ts';
+import { Leadership } from './leadership.ts';
+import { publishBacklog, publishedIds } from './publish.ts';
+import { restoreStream } from './restore.ts';
+import { formatWitness, parseWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
+
+export type KvState = 'comparing' | 'open' | 'down';
+
+/** `open`: forward. `outage`: only the ledger takes entries. `ended`: the incarnation is over. `timeout`: none of them yet. */
+export type Settled = 'open' | 'outage' | 'ended' | 'timeout';
+
+export interface RecoveryOptions {
+  readonly ledger: Ledger;
+  readonly kv: KvAddress;
+  /** Which streams are ledgered. */
+  readonly ledgered: StreamFilter;
+  /** Every how many milliseconds everything is compared and checkpoints are saved. */
+  readonly lookIntervalMs?: number;
+  readonly log: Logger;
+}
+
+export interface RecoveryStatus {
+  readonly state: KvState;
+  readonly stateSince: number;
+  readonly leads: boolean;
+  readonly leaderEpoch: number;
+  readonly runId: string;
+  readonly streams: number;
+  readonly troubled: readonly {
+    readonly stream: string;
+    readonly database: number;
+    readonly mode: string;
+    readonly cause: string;
+  }[];
+  readonly looksTotal: number;
+  readonly lossesTotal: number;
+  readonly restoresTotal: number;
+  readonly entriesRestoredTotal: number;
+  readonly aliasesTotal: number;
+  readonly possibleDuplicatesTotal: number;
+  readonly lastLookMs: number;
+  readonly lastRestoreMs: number;
+  readonly lastError: string | undefined;
+}
+
+const COMMAND_TIMEOUT_MS = 1500;
+const RETRY_MS = 50;
+const WAIT_MS_MAX = 5_000;
+/** XINFO of so many streams blocks the KV store for well under a millisecond. */
+const STREAMS_PER_SNAPSHOT = 64;
+
+export class Recovery {
+  readonly ledgered: StreamFilter;
+  readonly ledger: Ledger;
+  readonly #address: KvAddress;
+  readonly #lookIntervalMs: number;
+  readonly #log: Logger;
+  readonly #leadership: Leadership;
+
+  #state: KvState = 'comparing';
+  #stateSince = Date.now();
+  /** Counts the events after which an earlier look proves nothing. */
+  #era = 0;
+  #identity: ServerIdentity | undefined;
+  #connection: KvConnection | undefined;
+  #looking: Promise<void> | undefined;
+  #lookAgain: Promise<void> | undefined;
+  #tick: NodeJS.Timeout | undefined;
+  #retry: NodeJS.Timeout | undefined;
+  #working: Promise<void> | undefined;
+  #workAgain = false;
+  #stopped = false;
+  readonly #waiting = new Set<() => void>();
+  readonly #publishedWaiting = new Set<() => void>();
+  readonly #unsubscribe: (() => void)[] = [];
+
+  #looks = 0;
+  #losses = 0;
+  #restores = 0;
+  #entriesRestored = 0;
+  #aliases = 0;
+  #possibleDuplicates = 0;
+  #lastLookMs = 0;
+  #lastRestoreMs = 0;
+  #lastError: string | undefined;
+
+  constructor(options: RecoveryOptions) {
+    this.ledger = options.ledger;
+    this.ledgered = options.ledgered;
+    this.#address = options.kv;
+    this.#lookIntervalMs = options.lookIntervalMs ?? 1000;
+    this.#log = options.log;
+    this.#leadership = new Leadership(options.ledger, options.log);
+  }
+
+  get state(): KvState {
+    return this.#state;
+  }
+
+  /** Changes whenever the KV store may have become another one: compare what was read at two moments. */
+  get era(): number {
+    return this.#era;
+  }
+
+  /** Whether a command on the stream may go out now and its reply be believed. Asked for every command. */
+  isOpen(stream: Stream): boolean {
+    return this.#state === 'open' && stream.mode === 'normal' && !stream.ended;
+  }
+
+  /** The first comparison. Rejects with CONFIG where the KV store cannot be reached or belongs to another ledger. */
+  async start(): Promise<void> {
+    this.#unsubscribe.push(
+      this.ledger.streams.onChange(() => this.#wake()),
+      this.ledger.onNotice((notice) => this.#heard(notice)),
+    );
+    try {
+      await this.#lookOnce();
+    } catch (thrown) {
+      await this.stop();
+      if (thrown instanceof HoldfastError && thrown.code === 'CONFIG') throw thrown;
+      throw new HoldfastError('CONFIG', `kv.url: ${messageOf(thrown)}`, { cause: thrown });
+    }
+    this.#work();
+    this.#schedule();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    clearTimeout(this.#tick);
+    clearTimeout(this.#retry);
+    for (const unsubscribe of this.#unsubscribe) unsubscribe();
+    this.#wake();
+    for (const wake of [...this.#publishedWaiting]) wake();
+    await this.#looking?.catch(() => undefined);
+    await this.#working;
+    await this.#leadership.resign('stopping');
+    this.#connection?.close();
+  }
+
+  status(): RecoveryStatus {
+    const troubled = [...this.ledger.streams.all()].filter((stream) => stream.mode !== 'normal');
+    return {
+      state: this.#state,
+      stateSince: this.#stateSince,
+      leads: this.#leadership.leads,
+      leaderEpoch: this.#leadership.epoch,
+      runId: this.#identity?.runId ?? '',
+      streams: this.ledger.streams.size,
+      troubled: troubled.slice(0, 100).map((stream) => ({
+        stream: stream.name.toString(),
+        database: stream.database,
+        mode: stream.mode,
+        cause: stream.modeCause ?? '',
+      })),
+      looksTotal: this.#looks,
+      lossesTotal: this.#losses,
+      restoresTotal: this.#restores,
+      entriesRestoredTotal: this.#entriesRestored,
+      aliasesTotal: this.#aliases,
+      possibleDuplicatesTotal: this.#possibleDuplicates,
+      lastLookMs: this.#lastLookMs,
+      lastRestoreMs: this.#lastRestoreMs,
+      lastError: this.#lastError,
+    };
+  }
+
+  /**
+   * A connection of the data plane did its handshake. Resolves, soon, when a comparison of that server has been made or
+   * has failed; ledgered commands hold by themselves meanwhile.
+   */
+  async upstreamConnected(facts: { readonly runId: string }): Promise<void> {
+    if (this.#state === 'open' && (facts.runId === '' || facts.runId === this.#identity?.runId)) return;
+    // Our own connection may still be to the server of before.
+    if (facts.runId !== '' && facts.runId !== this.#identity?.runId) this.#dropConnection();
+    this.#suspect();
+    await this.look();
+  }
+
+  /** A connection of the data plane broke. */
+  upstreamLost(): void {
+    this.#suspect();
+    this.#lookSoon();
+  }
+
+  /** Looks, in a look that begins after this call. Resolves when it ended, whether it succeeded or not. */
+  look(): Promise<void> {
+    if (this.#stopped) return Promise.resolve();
+    if (this.#looking === undefined) {
+      this.#looking = this.#lookOnce()
+        .catch((thrown: unknown) => this.#lookFailed(thrown))
+        .finally(() => {
+          this.#looking = undefined;
+        });
+      return this.#looking;
+    }
+    this.#lookAgain ??= this.#looking.then(() => {
+      this.#lookAgain = undefined;
+      return this.look();
+    });
+    return this.#lookAgain;
+  }
+
+  /** Something a client was told, or nearly was, cannot be if nothing was lost. Compares at once. */
+  async noticed(cause: string): Promise<void> {
+    this.#log.warn({ cause }, 'signs of a loss in the KV store');
+    await this.look();
+  }
+
+  /** Waits, at most `limitMs`, until it is decided what becomes of commands on the stream. */
+  async settled(stream: Stream, limitMs: number): Promise<Settled> {
+    const until = Date.now() + limitMs;
+    for (;;) {
+      if (stream.ended) return 'ended';
+      if (this.isOpen(stream)) return 'open';
+      if (this.#state === 'down' || stream.mode !== 'normal') return 'outage';
+      const left = until - Date.now();
+      if (left <= 0 || this.#stopped) return 'timeout';
+      await this.#changed(left);
+    }
+  }
+
+  /** Waits, at most `limitMs` and while `wanted` says so, until the stream is open. */
+  async reopened(
+    stream: Stream,
+    limitMs: number,
+    wanted: () => boolean = () => true,
+  ): Promise<'open' | 'ended' | 'timeout'> {
+    const until = Date.now() + limitMs;
+    for (;;) {
+      if (stream.ended) return 'ended';
+      if (!wanted()) return 'timeout';
+      if (this.isOpen(stream)) return 'open';
+      const left = until - Date.now();
+      if (left <= 0 || this.#stopped) return 'timeout';
+      await this.#changed(left);
+    }
+  }
+
+  /** Makes the outage of a stream a fact for all sidecars, unless it is in trouble already. Rejects with Postgres's errors. */
+  async enterOutage(stream: Stream, cause: string): Promise<void> {
+    if (stream.mode !== 'normal' || stream.ended) return;
+    await this.#raise(stream.streamId, stream.epoch, 'outage', cause);
+    if (stream.mode === 'normal') await this.ledger.streams.refresh(stream.streamId);
+  }
+
+  /** The ID under which a backlog entry was published, awaited at most `limitMs`; `undefined` if it was not. */
+  async publishedId(stream: Stream, id: Buffer, limitMs: number): Promise<Buffer | undefined> {
+    const until = Date.now() + limitMs;
+    for (;;) {
+      const heard = new Promise<void>((resolve) => {
+        const wake = (): void => {
+          clearTimeout(timer);
+          this.#publishedWaiting.delete(wake);
+          resolve();
+        };
+        const timer = setTimeout(wake, Math.max(0, Math.min(until - Date.now(), 1000)));
+        this.#publishedWaiting.add(wake);
+      });
+      try {
+        const [found] = await publishedIds(this.ledger.pool, stream.streamId, [id]);
+        if (found !== undefined) return found;
+      } catch (thrown) {
+        if (!this.ledger.postgres.failed(thrown)) throw thrown;
+      }
+      if (Date.now() >= until || this.#stopped) return undefined;
+      await heard;
+    }
+  }
+
+  /** Whether the KV store has this very entry now. Rejects with KVDOWN. */
+  async hasEntry(stream: Stream, id: Buffer, args: readonly Buffer[], firstField: number): Promise<boolean> {
+    const connection = await this.#connect();
+    const text = formatEntryId(id);
+    const found = (await connection.command(stream.database, ['XRANGE', stream.name, text, text])) as KvReply[];
+    const member = found[0] as [Buffer, Buffer[]] | undefined;
+    return member !== undefined && encodeFields(member[1]).equals(encodeFields(args, firstField));
+  }
+
+  /** Writes a group down as the KV store has it now; `replace` where its present generation is over. */
+  async takeInGroup(stream: Stream, name: Buffer, replace: boolean): Promise<void> {
+    const connection = await this.#connect();
+    const text = name.toString('latin1');
+    const snapshot = await readSnapshot(connection, [{ database: stream.database, name: stream.name, groups: [text] }]);
+    const actual = snapshot.streams[0]!;
+    const group = typeof actual === 'string' ? undefined : actual.groups.get(text);
+    const checkpointId = group === undefined ? undefined : checkpointOf(group);
+    const state =
+      group === undefined || checkpointId === undefined
+        ? undefined
+        : { name, checkpointId, lastDeliveredId: group.lastDeliveredId, entriesRead: group.entriesRead };
+    await this.ledger.groups.settle(stream.streamId, name, state, replace);
+    await this.ledger.streams.refresh(stream.streamId);
+  }
+
+  /** XACK past the data plane. Rejects with KVDOWN. */
+  async acknowledge(stream: Stream, group: Buffer, ids: readonly Buffer[]): Promise<void> {
+    const connection = await this.#connect();
+    await connection.command(stream.database, ['XACK', stream.name, group, ...ids]);
+  }
+
+  /**
+   * Some of the IDs were not pending when they were acknowledged: records those that are delivered and not pending. What
+   * cannot be found out now is not recorded, and may be delivered again after a loss.
+   */
+  recordUncertain(stream: Stream, group: Group, epoch: number, ids: readonly Buffer[]): void {
+    this.#delivered(stream, group, ids).then(
+      (delivered) => this.ledger.acknowledgements.record(stream, group, epoch, delivered),
+      (thrown: unknown) => this.#log.debug({ err: messageOf(thrown) }, 'acknowledgements left unrecorded'),
+    );
+  }
+
+  async #delivered(stream: Stream, group: Group, ids: readonly Buffer[]): Promise<Buffer[]> {
+    const connection = await this.#connect();
+    const replies = await connection.transaction(stream.database, [
+      ['XINFO', 'GROUPS', stream.name],
+      ...ids.map((id): KvArgument[] => {
+        const text = formatEntryId(id);
+        return ['XPENDING', stream.name, group.name, text, text, 1];
+      }),
+    ]);
+    const groups = replies?.[0];
+    if (!Array.isArray(groups)) return [];
+    const own = groups.map(byField).find((fields) => group.name.equals(fields.get('name') as Buffer));
+    const last = own?.get('last-delivered-id');
+    if (!Buffer.isBuffer(last)) return [];
+    const lastDeliveredId = parseEntryId(last, 'min')!;
+    return ids.filter((id, index) => {
+      const pending = replies?.[index + 1];
+      return Array.isArray(pending) && pending.length === 0 && id.compare(lastDeliveredId) <= 0;
+    });
+  }
+
+  #heard(notice: LedgerNotice): void {
+    if (this.#stopped) return;
+    if (notice.kind === 'look') this.#lookSoon();
+    if (notice.kind === 'published') for (const wake of [...this.#publishedWaiting]) wake();
+    if (notice.kind === 'backlog' || notice.kind === 'stream') this.#work();
+    this.#wake();
+  }
+
+  #wake(): void {
+    for (const wake of [...this.#waiting]) wake();
+  }
+
+  #changed(limitMs: number): Promise<void> {
+    // Looked at again now and then, as those who wait may have gone.
+    const waitMs = Math.min(limitMs, WAIT_MS_MAX);
+    return new Promise((resolve) => {
+      const wake = (): void => {
+        clearTimeout(timer);
+        this.#waiting.delete(wake);
+        resolve();
+      };
+      const timer = setTimeout(wake, waitMs);
+      this.#waiting.add(wake);
+    });
+  }
+
+  #become(state: KvState): void {
+    if (this.#state === state) return;
+    if (state === 'down') this.#log.warn('the KV store is down, the ledger accepts entries alone');
+    if (this.#state === 'down' && state === 'open') this.#log.warn('the KV store is up');
+    this.#state = state;
+    this.#stateSince = Date.now();
+    this.#wake();
+  }
+
+  /** What was compared may not hold any more. A KV store that is down stays so until a look succeeds. */
+  #suspect(): void {
+    this.#era += 1;
+    if (this.#state === 'open') this.#become('comparing');
+  }
+
+  #dropConnection(): void {
+    this.#connection?.close();
+    this.#connection = undefined;
+  }
+
+  #lookSoon(): void {
+    this.look().catch((thrown: unknown) => this.#log.error({ err: thrown }, 'look failed unexpectedly'));
+  }
+
+  #schedule(): void {
+    if (this.#stopped) return;
+    clearTimeout(this.#tick);
+    this.#tick = setTimeout(() => {
+      this.look()
+        .then(() => this.#schedule())
+        .catch((thrown: unknown) => this.#log.error({ err: thrown }, 'look failed unexpectedly'));
+    }, this.#lookIntervalMs);
+  }
+
+  #lookFailed(thrown: unknown): void {
+    this.#lastError = messageOf(thrown);
+    const ofLedger = !(thrown instanceof HoldfastError) && this.ledger.postgres.failed(thrown);
+    if (!ofLedger) {
+      this.#dropConnection();
+      if (thrown instanceof HoldfastError && thrown.code === 'KVDOWN') {
+        this.#era += 1;
+        this.#become('down');
+      } else this.#log.error({ err: thrown }, 'the KV store could not be compared with the ledger');
+    }
+    if (this.#stopped || this.#retry !== undefined) return;
+    this.#retry = setTimeout(() => {
+      this.#retry = undefined;
+      this.#lookSoon();
+    }, RETRY_MS);
+  }
+
+  async #connect(): Promise<KvConnection> {
+    if (this.#connection?.open === true) return this.#connection;
+    const connection = await KvConnection.open(this.#address, COMMAND_TIMEOUT_MS);
+    this.#connection = connection;
+    connection.onClose(() => {
+      if (this.#connection !== connection || this.#stopped) return;
+      this.#connection = undefined;
+      this.#suspect();
+      this.#lookSoon();
+    });
+    return connection;
+  }
+
+  async #lookOnce(): Promise<void> {
+    const started = performance.now();
+    let era = this.#era;
+    const leads = await this.#leadership.renew();
+    const connection = await this.#connect();
+    const identity = parseServerIdentity(String(await connection.command(0, ['INFO'])));
+    if (identity.loading) throw new HoldfastError('KVDOWN', 'the KV store is loading');
+    if (identity.role !== 'master') throw new HoldfastError('KVDOWN', 'the KV store is a replica');
+    const before = this.#identity;
+    if (before !== undefined && (before.runId !== identity.runId || before.replicationId !== identity.replicationId)) {
+      // Replies to come may be of another data set than what was compared last.
+      this.#suspect();
+      era = this.#era;
+    }
+    refuseForeignWitness(parseWitness(await connection.command(0, ['GET', WITNESS_KEY])), this.ledger.identity);
+
+    const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
+    const known = await readKnownStreams(this.ledger.pool, undefined);
+    const looked = await this.#compareAll(connection, identity, known);
+    if (leads) {
+      await this.#placeWitness(connection);
+      await saveCheckpoints(this.ledger.pool, this.#leadership.epoch, rows[0]!.now, looked);
+    }
+    this.#looks += 1;
+    this.#lastLookMs = Math.round(performance.now() - started);
+    this.#identity = identity;
+    if (this.#era !== era) {
+      this.#lookSoon();
+      return;
+    }
+    if (this.#state !== 'open') this.#lastError = undefined;
+    this.#become('open');
+    this.#work();
+  }
+
+  /** Marks what lost; gives what compared well. */
+  async #compareAll(
+    connection: KvConnection,
+    identity: ServerIdentity,
+    known: readonly KnownStream[],
+  ): Promise<Looked[]> {
+    const looked: Looked[] = [];
+    for (let from = 0; from < known.length; from += STREAMS_PER_SNAPSHOT) {
+      const chunk = known.slice(from, from + STREAMS_PER_SNAPSHOT);
+      const snapshot = await readSnapshot(
+        connection,
+        chunk.map((stream) => ({ database: stream.database, name: stream.name, groups: stream.groups.keys() })),
+      );
+      if (snapshot.runId !== identity.runId || snapshot.role !== 'master') {
+        throw new HoldfastError('KVDOWN', 'the KV store became another one');
+      }
+      for (const [index, stream] of chunk.entries()) {
+        if (stream.mode === 'restoring') continue;
+        const actual = snapshot.streams[index]!;
+        const verdict = compare(stream, actual, Date.now());
+        if (verdict.kind === 'lost') {
+          this.#losses += 1;
+          this.#log.warn({ stream: stream.name.toString(), database: stream.database, cause: verdict.cause }, 'loss');
+          await this.#raise(stream.streamId, stream.epoch, 'restoring', verdict.cause);
+        } else if (verdict.kind === 'same' && typeof actual !== 'string') looked.push({ known: stream, actual });
+      }
+    }
+    return looked;
+  }
+
+  async #raise(streamId: number, epoch: number, mode: 'outage' | 'restoring', cause: string): Promise<void> {
+    const { rows } = await this.ledger.pool.query<{ epoch: string | null }>(
+      'SELECT holdfast.raise_epoch($1, $2, $3, $4) AS epoch',
+      [streamId, epoch, mode, cause],
+    );
+    const raised = rows[0]!.epoch;
+    const stream = this.ledger.streams.byId(streamId);
+    if (raised !== null && stream !== undefined) {
+      this.ledger.streams.moved(stream, Number(raised), mode, cause);
+    }
+  }
+
+  /** The witness of this leader, unless a later one's is there. */
+  async #placeWitness(connection: KvConnection): Promise<void> {
+    const ours = { ledger: this.ledger.identity, epoch: this.#leadership.epoch };
+    const current = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
+    if (current !== undefined && current.epoch >= ours.epoch) return;
+    await this.ledger.pool.query('SELECT holdfast.assert_leader($1)', [ours.epoch]);
+    await connection.pipeline(0, [['WATCH', WITNESS_KEY]]);
+    const again = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
+    if (again !== undefined && again.epoch >= ours.epoch) {
+      await connection.command(0, ['UNWATCH']);
+      return;
+    }
+    await connection.transaction(0, [['SET', WITNESS_KEY, formatWitness(ours)]]);
+  }
+
+  /** The leader's work: restores and backlogs, one after the other, again when something came meanwhile. */
+  #work(): void {
+    if (this.#working !== undefined) {
+      this.#workAgain = true;
+      return;
+    }
+    if (!this.#leadership.leads || this.#state !== 'open' || this.#stopped) return;
+    this.#working = this.#workOnce()
+      .catch((thrown: unknown) => {
+        this.#lastError = messageOf(thrown);
+        if (!this.ledger.postgres.failed(thrown)) this.#log.error({ err: thrown }, 'recovery work failed');
+      })
+      .finally(() => {
+        this.#working = undefined;
+        if (!this.#workAgain) return;
+        this.#workAgain = false;
+        this.#work();
+      });
+  }
+
+  async #workOnce(): Promise<void> {
+    const { ledger } = this;
+    const { rows } = await ledger.pool.query<{ stream_id: string; mode: string }>(
+      `SELECT stream_id, mode FROM holdfast.stream WHERE ended_at IS NULL AND mode <> 'normal'
+       UNION
+       SELECT stream_id, mode FROM holdfast.stream
+        WHERE ended_at IS NULL AND stream_id IN (SELECT stream_id FROM holdfast.backlog)`,
+    );
+    if (rows.length === 0) return;
+    const streams = rows.map((row) => Number(row.stream_id));
+    for (const streamId of streams) {
+      if (this.#stopped || this.#state !== 'open' || !this.#leadership.leads) return;
+      try {
+        await this.#mend(streamId);
+      } catch (thrown) {
+        await this.#mendFailed(streamId, thrown);
+      }
+    }
+  }
+
+  async #mend(streamId: number): Promise<void> {
+    const { ledger } = this;
+    const context = { ledger, address: this.#address, leaderEpoch: this.#leadership.epoch, log: this.#log };
+    const restored = await restoreStream(context, streamId);
+    if (restored !== undefined) {
+      this.#restores += 1;
+      this.#entriesRestored += restored.entriesRestored;
+      this.#aliases += restored.aliases;
+      this.#lastRestoreMs = restored.milliseconds;
+    }
+    const stream = await ledger.streams.refresh(streamId);
+    if (stream === undefined || stream.ended) return;
+    const connection = await KvConnection.open(this.#address, COMMAND_TIMEOUT_MS * 10);
+    try {
+      const published = await publishBacklog({ ...context, connection }, stream);
+      this.#aliases += published.aliases;
+      this.#possibleDuplicates += published.possibleDuplicates;
+    } finally {
+      connection.close();
+    }
+    await ledger.streams.refresh(streamId);
+  }
+
+  async #mendFailed(streamId: number, thrown: unknown): Promise<void> {
+    this.#lastError = messageOf(thrown);
+    this.#log.error({ err: thrown, streamId }, 'a stream could not be restored yet, it is tried again');
+    if (this.ledger.postgres.failed(thrown)) return;
+    await this.ledger.pool.query(
+      'UPDATE holdfast.recovery SET last_error = $2 WHERE stream_id = $1 AND completed_at IS NULL',
+      [streamId, this.#lastError],
+    );
+    if (thrown instanceof HoldfastError && thrown.code === 'KVDOWN') this.upstreamLost();
+  }
+}
+
+/** Compares for the first time, then goes on by itself until `stop()`. Rejects with CONFIG, see `Recovery.start`. */
+export async function startRecovery(options: RecoveryOptions): Promise<Recovery> {
+  const recovery = new Recovery(options);
+  await recovery.start();
+  return recovery;
+}

@@ -1,0 +1,39 @@
+/**
+ * The key `holdfast:epoch` in the KV store's database 0: `<ledger UUID> <epoch>`. It tells that this KV store belongs to
+ * this ledger, and fences whoever led before: every write of a leader is conditional on it. Its absence alone proves
+ * nothing (it can be evicted). Keys that a restore builds begin with the same word, so that one rule hides all.
+ */
+import { HoldfastError } from '../errors.ts';
+import type { KvReply } from './kv-connection.ts';
+
+export const WITNESS_KEY = 'holdfast:epoch';
+
+export interface Witness {
+  readonly ledger: string;
+  readonly epoch: number;
+}
+
+export function formatWitness(witness: Witness): string {
+  return `${witness.ledger} ${witness.epoch}`;
+}
+
+export function parseWitness(reply: KvReply): Witness | undefined {
+  if (!Buffer.isBuffer(reply)) return undefined;
+  const match = /^([0-9a-f-]{36}) (\d{1,15})$/.exec(reply.toString('latin1'));
+  return match === null ? undefined : { ledger: match[1]!, epoch: Number(match[2]) };
+}
+
+/** Throws where the KV store belongs to another ledger: what is in it is not ours to compare. */
+export function refuseForeignWitness(witness: Witness | undefined, identity: string): void {
+  if (witness === undefined || witness.ledger === identity) return;
+  throw new HoldfastError(
+    'CONFIG',
+    `kv.url: this KV store belongs to the ledger ${witness.ledger}, ledger.database is ${identity}; ` +
+      `use the database of that ledger, or delete the key ${WITNESS_KEY} to adopt the KV store as it is`,
+  );
+}
+
+/** Where a leader of `epoch` builds a stream before it takes the name's place. */
+export function restoreKey(epoch: number, streamId: number): string {
+  return `${WITNESS_KEY}:restore:${epoch}:${streamId}`;
+}

@@ -1,0 +1,110 @@
+/** A sidecar in this process, put together from its parts, so that a test may have several of them and look inside. */
+import { Redis } from 'ioredis';
+import pino from 'pino';
+import { afterEach } from 'vitest';
+import { ledgerInterceptors } from '../../src/intercept/ledger-interceptors.ts';
+import { type Ledger, type LedgerOptions, openLedger } from '../../src/ledger/ledger.ts';
+import { streamFilter } from '../../src/ledger/stream-filter.ts';
+import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
+import { type Recovery, startRecovery } from '../../src/recovery/recovery.ts';
+
+export interface Sidecar {
+  readonly ledger: Ledger;
+  readonly recovery: Recovery;
+  readonly proxy: RunningProxy;
+  readonly port: number;
+  /** A client of this sidecar; closed with it. */
+  client(): Redis;
+  stop(): Promise<void>;
+}
+
+export interface SidecarOptions {
+  readonly kvPort: number;
+  readonly databaseUrl: string;
+  readonly streams?: readonly string[];
+  readonly onFailure?: 'refuse' | 'degrade';
+  readonly holdMs?: number;
+  readonly lookIntervalMs?: number;
+  readonly limits?: LedgerOptions['limits'];
+}
+
+const running = new Set<Sidecar>();
+const clients = new Set<Redis>();
+
+afterEach(async () => {
+  for (const client of clients) client.disconnect();
+  clients.clear();
+  for (const sidecar of running) await sidecar.stop();
+});
+
+/** A client of any server on this machine, closed at the end of the test. It never reconnects nor repeats by itself. */
+export function clientOf(port: number): Redis {
+  const client = new Redis({ port, protocol: 2, retryStrategy: () => null, maxRetriesPerRequest: 0 });
+  client.on('error', () => undefined);
+  clients.add(client);
+  return client;
+}
+
+export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
+  const log = pino({ level: process.env.HOLDFAST_TEST_LOG ?? 'silent' });
+  const holdMs = options.holdMs ?? 5000;
+  const ledger = await openLedger({
+    databaseUrl: options.databaseUrl,
+    name: `test:${process.pid}`,
+    log,
+    ...(options.limits === undefined ? {} : { limits: options.limits }),
+  });
+  const kv = { host: '127.0.0.1', port: options.kvPort };
+  const recovery = await startRecovery({
+    ledger,
+    kv,
+    ledgered: streamFilter(options.streams ?? ['*']),
+    lookIntervalMs: options.lookIntervalMs ?? 200,
+    log,
+  }).catch(async (thrown: unknown) => {
+    await ledger.close();
+    throw thrown;
+  });
+  const proxy = await startProxy({
+    listen: [{ host: '127.0.0.1', port: 0 }],
+    upstream: kv,
+    limits: { holdMs },
+    interceptors: ledgerInterceptors({
+      ledger,
+      recovery,
+      holdMs,
+      entryBytesMax: 16 * 1024 * 1024,
+      onFailure: options.onFailure ?? 'refuse',
+    }),
+    upstreamListener: {
+      connected: (facts) => void recovery.upstreamConnected(facts),
+      lost: () => recovery.upstreamLost(),
+    },
+    log,
+  });
+  const port = proxy.addresses[0]!.port!;
+  const sidecar: Sidecar = {
+    ledger,
+    recovery,
+    proxy,
+    port,
+    client: () => clientOf(port),
+    async stop() {
+      if (!running.delete(sidecar)) return;
+      await proxy.stop(0);
+      await recovery.stop();
+      await ledger.close();
+    },
+  };
+  running.add(sidecar);
+  return sidecar;
+}
+
+/** Resolves when `condition` holds; throws with `what` after `limitMs`. */
+export async function eventually(what: string, condition: () => unknown, limitMs = 10_000): Promise<void> {
+  const until = Date.now() + limitMs;
+  while (!(await condition())) {
+    if (Date.now() > until) throw new Error(`never came true: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
