@@ -18,6 +18,8 @@ export interface SessionView {
   readonly id: number;
   /** The name the session authenticated as; `default` without AUTH. */
   readonly user: string;
+  /** The scope of the session's identity, as its provider made it; `undefined` for sessions without one. */
+  readonly scope: object | undefined;
   readonly database: number;
   readonly protocol: Protocol;
   readonly closed: boolean;
@@ -63,6 +65,8 @@ export interface Exchange {
 
 export interface Interceptor {
   readonly name: string;
+  /** Called for sessions with a scope only; costs others nothing. */
+  readonly scopedOnly?: boolean;
   /** Asked once per command at start, and once with `undefined` for commands that the table does not know. */
   handles(command: CommandEntry | undefined): boolean;
   /**

@@ -39,10 +39,9 @@ export interface KvInspector {
 }
 
 const COMMAND_TIMEOUT_MS = 1000;
-const RETRY_MS = 200;
 const UNREACHABLE: KvReport = { reachable: false };
 
-function connection(target: KvTarget, retries: boolean): Redis {
+function connection(target: KvTarget): Redis {
   const { host, port, path, tls, username, password } = target;
   const client = new Redis({
     ...(path === undefined ? { host: host ?? '127.0.0.1', port: port ?? 6379 } : { path }),
@@ -53,7 +52,7 @@ function connection(target: KvTarget, retries: boolean): Redis {
     enableReadyCheck: false,
     enableOfflineQueue: false,
     maxRetriesPerRequest: 0,
-    retryStrategy: () => (retries ? RETRY_MS : null),
+    retryStrategy: () => null,
     connectTimeout: COMMAND_TIMEOUT_MS,
     commandTimeout: COMMAND_TIMEOUT_MS,
     connectionName: 'holdfast:status',
@@ -70,7 +69,7 @@ function isReply(error: unknown): boolean {
 
 /** Throws `CONFIG` when the KV store cannot be reached or refuses Holdfast's own password. */
 export async function requireKv(target: KvTarget, setting: string): Promise<void> {
-  const client = connection(target, false);
+  const client = connection(target);
   let failure: Error | undefined;
   client.on('error', (error) => {
     failure ??= error;
@@ -112,12 +111,23 @@ function reportFrom(info: string): KvReport {
 }
 
 export function inspectKv(target: KvTarget): KvInspector {
-  const client = connection(target, true);
-  client.connect().catch(() => {});
+  const client = connection(target);
+  let connecting: Promise<void> | undefined;
+
+  /** Connects when somebody asks, not on a timer: an answer is never older than the question. */
+  async function connected(): Promise<Redis> {
+    if (client.status !== 'ready') {
+      connecting ??= client.connect().finally(() => {
+        connecting = undefined;
+      });
+      await connecting;
+    }
+    return client;
+  }
   return {
     async reachable() {
       try {
-        await client.ping();
+        await (await connected()).ping();
         return true;
       } catch (error) {
         return isReply(error);
@@ -125,7 +135,7 @@ export function inspectKv(target: KvTarget): KvInspector {
     },
     async report() {
       try {
-        return reportFrom(await client.info());
+        return reportFrom(await (await connected()).info());
       } catch (error) {
         return isReply(error) ? { reachable: true } : UNREACHABLE;
       }

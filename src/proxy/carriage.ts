@@ -5,6 +5,7 @@
 import type { CommandEntry } from '../command/command.ts';
 import { type CommandTable, commandTable } from '../command/table.ts';
 import type { Interceptor } from '../intercept/interceptor.ts';
+import type { KeyRange } from './identity.ts';
 
 export type Carriage =
   /** Shared lane. */
@@ -99,6 +100,11 @@ export interface CommandPlan {
   readonly simple: boolean;
   /** The plan is that of the subcommand. */
   readonly container: boolean;
+  /**
+   * In scoped plans: the arguments to prefix where nothing else has to be done, for neither replies nor errors of the
+   * command name a key. Such requests are rewritten on the fast path.
+   */
+  readonly prefixedKeys: KeyRange | undefined;
 }
 
 export interface CommandPlans {
@@ -109,18 +115,30 @@ export interface CommandPlans {
   readonly unknown: CommandPlan;
 }
 
-/** Decides for every command of the table. `interceptors` are in the order of their calls. */
-export function planCommands(interceptors: readonly Interceptor[]): CommandPlans {
+/** Tells which commands of scoped sessions need nothing but a prefix before their keys. */
+export type PrefixedKeys = (command: CommandEntry) => KeyRange | undefined;
+
+/**
+ * Decides for every command of the table. `interceptors` are in the order of their calls; `prefixedKeys` is given for
+ * scoped sessions and stands in for interceptors that are for these only.
+ */
+export function planCommands(interceptors: readonly Interceptor[], prefixedKeys?: PrefixedKeys): CommandPlans {
   const table = commandTable();
   const decide = (command: CommandEntry | undefined): CommandPlan => {
     const carriage = carriageOf(command);
-    const own = interceptors.filter((interceptor) => interceptor.handles(command));
+    const own = interceptors.filter(
+      (interceptor) => (prefixedKeys !== undefined || interceptor.scopedOnly !== true) && interceptor.handles(command),
+    );
+    const plain = carriage === 'shared' && own.every((interceptor) => interceptor.scopedOnly === true);
+    const keys = plain && command !== undefined ? prefixedKeys?.(command) : undefined;
+    const simple = plain && own.length === 0;
     return {
       command,
       carriage,
-      interceptors: own,
-      simple: carriage === 'shared' && own.length === 0,
+      interceptors: keys === undefined ? own : [],
+      simple,
       container: false,
+      prefixedKeys: keys,
     };
   };
   const plans = table.entries.map(decide);

@@ -181,10 +181,21 @@ export class Lane {
     if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
     buffer.copy(this.out, this.outLength, start, end);
     this.outLength += length;
-    if (!this.flushScheduled) {
-      this.flushScheduled = true;
-      setImmediate(this.flushLater);
-    }
+    this.flushSoon();
+  }
+
+  private flushSoon(): void {
+    if (this.flushScheduled) return;
+    this.flushScheduled = true;
+    setImmediate(this.flushLater);
+  }
+
+  /** As `append`, for a few ASCII characters. */
+  appendText(text: string): void {
+    if (this.outLength + text.length > OUT_BYTES) this.flush();
+    if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
+    this.outLength += this.out.write(text, this.outLength, 'latin1');
+    this.flushSoon();
   }
 
   /** Reader of the socket. */

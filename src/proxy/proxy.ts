@@ -10,8 +10,9 @@ import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
 import type { Interceptor } from '../intercept/interceptor.ts';
 import { adoptAccepted, readByEvents } from './byte-source.ts';
-import { type CommandPlans, planCommands } from './carriage.ts';
+import { type CommandPlans, type PrefixedKeys, planCommands } from './carriage.ts';
 import { ClientRegistry } from './client-registry.ts';
+import type { IdentityProvider } from './identity.ts';
 import { DEFAULT_LIMITS, type ProxyLimits } from './limits.ts';
 import { Session } from './session.ts';
 import type { Pooling, ProxyCounters, SessionContext } from './session-state.ts';
@@ -33,6 +34,9 @@ export interface ProxyOptions {
   readonly limits?: Partial<ProxyLimits>;
   /** In the order in which requests pass them. */
   readonly interceptors?: readonly Interceptor[];
+  /** Which commands of scoped sessions need nothing but a prefix before their keys. */
+  readonly prefixedKeys?: PrefixedKeys;
+  readonly identities?: IdentityProvider;
   readonly upstreamListener?: UpstreamListener;
   readonly log: Logger;
 }
@@ -75,6 +79,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const context: SessionContext = {
     upstream,
     plans: planCommands(options.interceptors ?? []),
+    scopedPlans: planCommands(options.interceptors ?? [], options.prefixedKeys ?? (() => undefined)),
+    identities: options.identities,
     limits,
     pooling: options.pooling ?? 'transaction',
     registry,
@@ -85,7 +91,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   let clientsTotal = 0;
   let clientsRefused = 0;
 
-  function accept(accepted: net.Socket, address: ListenAddress): void {
+  function accept(accepted: net.Socket, address: ListenAddress, listener: number): void {
     if (registry.size >= limits.clientsMax) {
       clientsRefused += 1;
       accepted.on('error', () => undefined);
@@ -103,15 +109,17 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       socket.setKeepAlive(true, 300_000);
     }
     session = new Session(registry.allocateId(), socket, address.path ?? '', context);
+    session.listener = listener;
+    session.become(options.identities?.ofListener(listener), undefined);
     registry.add(session);
     socket.resume();
   }
 
-  async function listen(address: ListenAddress): Promise<{ server: net.Server; bound: ListenAddress }> {
+  async function listen(address: ListenAddress, index: number): Promise<{ server: net.Server; bound: ListenAddress }> {
     const server =
       address.tls === undefined
-        ? net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => accept(socket, address))
-        : tls.createServer({ ...address.tls, allowHalfOpen: true }, (socket) => accept(socket, address));
+        ? net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => accept(socket, address, index))
+        : tls.createServer({ ...address.tls, allowHalfOpen: true }, (socket) => accept(socket, address, index));
     server.on('tlsClientError', (thrown) => log.debug({ reason: messageOf(thrown) }, 'TLS handshake failed'));
     const { path, host, port } = address;
     if (path !== undefined) await removeStaleSocket(path);
@@ -131,8 +139,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const servers: net.Server[] = [];
   const addresses: ListenAddress[] = [];
   try {
-    for (const address of options.listen) {
-      const { server, bound } = await listen(address);
+    for (const [index, address] of options.listen.entries()) {
+      const { server, bound } = await listen(address, index);
       servers.push(server);
       addresses.push(bound);
     }

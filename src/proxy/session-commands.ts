@@ -17,6 +17,7 @@ const NOAUTH_HELLO = encode.error(
 );
 const BAD_NAME = 'ERR Client names cannot contain spaces, newlines or special characters.';
 const LOST = encode.error(`KVDOWN ${LOST_TEXT}`);
+const WRONG_PASSWORD = encode.error('WRONGPASS invalid username-password pair or user is disabled.');
 const SYNTAX = encode.error('ERR syntax error');
 
 type Handler = (session: Session, request: Request) => void;
@@ -103,26 +104,28 @@ function auth(session: Session, request: Request): void {
 function authenticate(session: Session, args: readonly Buffer[], done: (refused: Buffer | undefined) => void): void {
   session.hold(Hold.request);
   session.whenQuiet(() => {
-    session.context.upstream
-      .authenticate(args)
-      .then(
-        (reply) => {
-          if (reply[0] === MINUS) {
-            done(reply);
-            return;
-          }
-          const named = args.length === 3;
-          const credentials = { username: named ? args[1]!.toString() : undefined, password: args[named ? 2 : 1]! };
-          changeLanes(session, () => {
-            session.credentials = credentials;
-            session.user = credentials.username ?? 'default';
-          });
-          done(undefined);
-        },
-        (thrown) => done(encode.error(`KVDOWN ${messageOf(thrown)}`)),
-      )
+    void judge(session, args)
+      .catch((thrown) => encode.error(`KVDOWN ${messageOf(thrown)}`))
+      .then(done)
       .finally(() => session.lift(Hold.request));
   });
+}
+
+/** Holdfast's own users first, then the KV store's. Gives the error to answer with, or nothing. */
+async function judge(session: Session, args: readonly Buffer[]): Promise<Buffer | undefined> {
+  const named = args.length === 3;
+  const credentials = { username: named ? args[1]!.toString() : undefined, password: args[named ? 2 : 1]! };
+  const { identities, upstream } = session.context;
+  const own = (await identities?.authenticate(credentials.username, credentials.password)) ?? 'unknown';
+  if (own === 'refused') return WRONG_PASSWORD;
+  if (own !== 'unknown') {
+    changeLanes(session, () => session.become(own, undefined));
+    return undefined;
+  }
+  const reply = await upstream.authenticate(args);
+  if (reply[0] === MINUS) return reply;
+  changeLanes(session, () => session.become(undefined, credentials));
+  return undefined;
 }
 
 /** Changes what decides the session's lanes, and leaves the lane it is on. A pinned one is set up again elsewhere. */
@@ -291,8 +294,7 @@ export function resetSession(session: Session): void {
     session.replyMode = 'on';
     session.name = '';
     changeLanes(session, () => {
-      session.credentials = undefined;
-      session.user = 'default';
+      session.become(session.context.identities?.ofListener(session.listener), undefined);
       session.database = 0;
       session.protocol = 2;
     });

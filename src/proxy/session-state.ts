@@ -2,6 +2,7 @@
 import type { Logger } from 'pino';
 import type { CommandPlans } from './carriage.ts';
 import type { ClientRegistry } from './client-registry.ts';
+import type { IdentityProvider } from './identity.ts';
 import type { ProxyLimits } from './limits.ts';
 import type { PendingExchange } from './pending-exchange.ts';
 import type { Upstream } from './upstream.ts';
@@ -12,6 +13,9 @@ export type Pooling = 'transaction' | 'session';
 export interface SessionContext {
   readonly upstream: Upstream;
   readonly plans: CommandPlans;
+  /** For sessions with a scope. */
+  readonly scopedPlans: CommandPlans;
+  readonly identities: IdentityProvider | undefined;
   readonly limits: ProxyLimits;
   readonly pooling: Pooling;
   readonly registry: ClientRegistry;

@@ -21,8 +21,9 @@ import type { Protocol } from '../resp/encode.ts';
 import * as encode from '../resp/encode.ts';
 import { RequestScanner } from '../resp/request-scanner.ts';
 import type { ReadBuffer } from './byte-source.ts';
-import type { CommandPlan } from './carriage.ts';
+import type { CommandPlan, CommandPlans } from './carriage.ts';
 import { dispatch } from './dispatch.ts';
+import type { KeyRange, SessionIdentity } from './identity.ts';
 import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
 import type { ExchangeHost } from './pending-exchange.ts';
@@ -53,6 +54,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   readonly setup = new Map<string, readonly Buffer[]>();
   /** Takes the replies that CLIENT REPLY OFF and SKIP suppress. */
   readonly sink: ReplyReceiver;
+  /** Where Holdfast decides who the session is; `undefined` where the KV store does. */
+  identity: SessionIdentity | undefined;
   user = 'default';
   name = '';
   libraryName = '';
@@ -67,6 +70,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   commandsTotal = 0;
   lastActiveAt = this.createdAt;
   closed = false;
+  /** Which of the proxy's listeners it came through. */
+  listener = 0;
   pins = 0;
   inFlight = 0;
   transaction: Transaction | undefined;
@@ -130,6 +135,21 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   get view(): SessionView {
     return this;
+  }
+
+  get scope(): object | undefined {
+    return this.identity?.scope;
+  }
+
+  get plans(): CommandPlans {
+    return this.identity?.scope === undefined ? this.context.plans : this.context.scopedPlans;
+  }
+
+  /** Becomes `identity`, or with nothing whoever the KV store makes of `credentials`. The session is on no lane. */
+  become(identity: SessionIdentity | undefined, credentials: Credentials | undefined): void {
+    this.identity = identity;
+    this.credentials = identity === undefined ? credentials : identity.credentials;
+    this.user = identity?.user ?? credentials?.username ?? 'default';
   }
 
   /** The lanes that fit who the session is now. */
@@ -231,9 +251,9 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   /** Takes the requests in `buffer[start, end)`; gives the offset of the first byte that was not taken. */
   private consume(buffer: Buffer, start: number, end: number): number {
-    const { plans, limits } = this.context;
+    const { limits } = this.context;
+    const { plans, scanner } = this;
     const { table } = plans;
-    const scanner = this.scanner;
     let at = start;
     let runStart = start;
     let runCount = 0;
@@ -262,6 +282,21 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         const { bounds } = scanner;
         const command = table.lookupBytes(buffer, at + bounds[0]!, at + bounds[1]!);
         plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
+        if (plan.prefixedKeys !== undefined && this.onFastPath()) {
+          this.sendRun(buffer, runStart, at, runCount);
+          runCount = 0;
+          this.lastCommand = plan.command!.name;
+          this.commandsTotal += 1;
+          this.sendPrefixed(plan.prefixedKeys, buffer, at, length);
+          at += length;
+          runStart = at;
+          scanner.reset();
+          if (this.inFlight >= limits.pipelineDepthMax) {
+            this.hold(Hold.depth);
+            return at;
+          }
+          continue;
+        }
         if (plan.simple && this.onFastPath()) {
           this.lastCommand = command === undefined ? 'unknown' : command.name;
           this.commandsTotal += 1;
@@ -309,9 +344,39 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.lane!.sendPlain(this, buffer, start, end, count);
   }
 
+  /** Sends one request with the identity's prefix before its keys, which the scanner has just found. */
+  private sendPrefixed(keys: KeyRange, buffer: Buffer, start: number, length: number): void {
+    const { bounds, argc } = this.scanner;
+    const prefix = this.identity!.keyPrefix!;
+    const lane = this.lane!;
+    const last = lastKeyOf(keys, argc);
+    let copied = start;
+    for (let i = keys.first; i <= last; i += keys.step) {
+      const keyStart = start + bounds[i * 2]!;
+      const keyLength = start + bounds[i * 2 + 1]! - keyStart;
+      // Back over `$<length>\r\n` in front of the key.
+      lane.append(buffer, copied, keyStart - 3 - decimalDigits(keyLength));
+      lane.appendText(`$${keyLength + prefix.length}\r\n`);
+      lane.append(prefix, 0, prefix.length);
+      copied = keyStart;
+    }
+    lane.append(buffer, copied, start + length);
+    this.context.counters.requests += 1;
+    this.inFlight += 1;
+    lane.sendPlain(this, EMPTY, 0, 0, 1);
+  }
+
+  private prefixKeys(args: readonly Buffer[], keys: KeyRange): Buffer[] {
+    const prefix = this.identity!.keyPrefix!;
+    const prefixed = [...args];
+    const last = lastKeyOf(keys, args.length);
+    for (let i = keys.first; i <= last; i += keys.step) prefixed[i] = Buffer.concat([prefix, args[i]!]);
+    return prefixed;
+  }
+
   private readRequest(found: CommandPlan | undefined, buffer: Buffer, start: number, length: number): Request {
     const { scanner } = this;
-    const { plans } = this.context;
+    const { plans } = this;
     const frame = Buffer.from(buffer.subarray(start, start + length));
     let args = scanner.inlineArguments;
     if (args === undefined) {
@@ -329,6 +394,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       const sub = plans.table.subcommand(plan.command!, args[1]!, 0, args[1]!.length);
       if (sub !== undefined) plan = plans.plans[sub.index]!;
     }
+    if (plan.prefixedKeys !== undefined) return new Request(plan, this.prefixKeys(args, plan.prefixedKeys), undefined);
     return new Request(plan, args, scanner.inlineArguments === undefined && scanner.canonical ? frame : undefined);
   }
 
@@ -357,7 +423,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if (this.holds !== 0 || this.pins & (Pin.streaming | Pin.raw)) return;
     if (scanner.needed <= this.context.limits.streamingBytesMin || scanner.argc <= 0) return;
     if (this.transaction !== undefined || this.replyMode !== 'on' || scanner.found === 0 || !scanner.canonical) return;
-    const { plans } = this.context;
+    const { plans } = this;
     const command = plans.table.lookupBytes(this.partial, scanner.bounds[0]!, scanner.bounds[1]!);
     const plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
     if (!plan.simple) return;
@@ -574,7 +640,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   push(frame: Buffer): void {
-    if (!this.closed && this.replyMode !== 'off') this.output.write(frame);
+    if (this.closed || this.replyMode === 'off') return;
+    const { identity } = this;
+    const seen = identity?.rewritePush === undefined ? frame : identity.rewritePush(frame);
+    if (seen !== undefined) this.output.write(seen);
   }
 
   rawBytes(buffer: Buffer, length: number): void {
@@ -739,4 +808,14 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       set.release(lane, true);
     }
   }
+}
+
+function lastKeyOf(keys: KeyRange, argc: number): number {
+  return keys.last < 0 ? argc + keys.last : Math.min(keys.last, argc - 1);
+}
+
+function decimalDigits(value: number): number {
+  let digits = 1;
+  for (let rest = value; rest >= 10; rest = Math.floor(rest / 10)) digits += 1;
+  return digits;
 }

@@ -1,0 +1,62 @@
+/**
+ * ioredis as the worker wants it: no hidden queues and no hidden resending. A command fails at once when the connection
+ * is down or breaks under it, and the loop that sent it decides what that means.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Redis, type RedisOptions } from 'ioredis';
+import type { Logger } from 'pino';
+import { HoldfastError, messageOf } from '../errors.ts';
+
+const RECONNECT_MS_MAX = 500;
+const CONNECT_MS = 5000;
+const STARTUP_MS = 10_000;
+/** With a reply owed, so long without a byte means a dead connection, whatever TCP says. Blocking reads block for less. */
+const SILENCE_MS = 5000;
+
+/** `url`: `redis://`, `rediss://` or `unix:/path`. */
+export function createConnection(url: string, name: string, log: Logger): Redis {
+  const options = {
+    lazyConnect: true,
+    protocol: 2 as const,
+    connectionName: name.replace(/\s/g, '-'),
+    enableOfflineQueue: false,
+    autoResendUnfulfilledCommands: false,
+    maxRetriesPerRequest: null,
+    connectTimeout: CONNECT_MS,
+    socketTimeout: SILENCE_MS,
+    retryStrategy: (times: number) => Math.min(25 * 2 ** Math.min(times, 8), RECONNECT_MS_MAX),
+  } satisfies RedisOptions;
+  const redis = url.startsWith('unix:')
+    ? new Redis(url.replace(/^unix:(\/\/(?=\/))?/, ''), options)
+    : new Redis(url, options);
+  let down = false;
+  redis.on('error', (error: Error) => {
+    if (!down) log.warn({ connection: name, error: error.message }, 'connection to the KV store failed, reconnecting');
+    down = true;
+  });
+  redis.on('ready', () => {
+    if (down) log.info({ connection: name }, 'connected to the KV store again');
+    down = false;
+  });
+  return redis;
+}
+
+/** Connects for the first time. Throws `CONFIG` when the server cannot be reached within 10 s. */
+export async function connectFirst(redis: Redis, url: string): Promise<void> {
+  const deadline = Date.now() + STARTUP_MS;
+  let last: unknown = new Error('no answer');
+  redis.connect().catch((error: unknown) => {
+    last = error;
+  });
+  while (redis.status !== 'ready') {
+    if (Date.now() > deadline) {
+      redis.disconnect();
+      throw new HoldfastError('CONFIG', `kv: cannot reach ${withoutPassword(url)}: ${messageOf(last)}`);
+    }
+    await sleep(20);
+  }
+}
+
+function withoutPassword(url: string): string {
+  return url.replace(/\/\/[^@/]*@/, '//***@');
+}

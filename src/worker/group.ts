@@ -1,0 +1,339 @@
+/**
+ * One stream as one consumer of its group sees it: every command that the worker sends about pending entries.
+ *
+ * Where an entry is, by the consumer that its pending entry names:
+ *
+ *   (new) ──XREADGROUP──▶ this worker ──acknowledge──▶ (gone)
+ *                          ▲   │ move: failed, handed back
+ *                 claimDue │   ▼
+ *                       GROUP:retry ◀──takeOver── a worker whose claim was not renewed
+ *
+ * Invariants:
+ *  - What is done to an entry in the name of this worker (acknowledge, renew, move) is done by a script that looks first
+ *    whether the entry is still this worker's: who lost a claim can do nothing any more.
+ *  - Claims from others carry the idle time that justified them, so that of two claimers one wins.
+ *  - JUSTID everywhere: the delivery count is the history of attempts (`retry-policy.ts`) and only `move` and `takeOver`
+ *    write it.
+ *
+ * The retry consumer's entries wait for their time. The time is written into the idle time they are given, so that all
+ * due ones, whatever their policy, have been idle for at least DUE_IDLE_MS, and the server itself picks them out.
+ */
+import type { Redis } from 'ioredis';
+import { RETRY_DELAY_MS_MAX } from './app.ts';
+import { createScript } from './lua.ts';
+import { deliveryCount, type History, historyOf } from './retry-policy.ts';
+
+const DUE_IDLE_MS = 2 * RETRY_DELAY_MS_MAX;
+
+/** ARGV: group, consumer, ID… Gives the IDs that were not this consumer's. */
+const ACKNOWLEDGE = createScript(`
+local acknowledge, lost = {'XACK', KEYS[1], ARGV[1]}, {}
+for i = 3, #ARGV do
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #pending == 1 then acknowledge[#acknowledge + 1] = ARGV[i] else lost[#lost + 1] = ARGV[i] end
+end
+if #acknowledge > 3 then redis.call(unpack(acknowledge)) end
+return lost
+`);
+
+/** ARGV: group, consumer, ID… Gives, for each ID that is not this consumer's, the ID and its owner ('' for none). */
+const RENEW = createScript(`
+local claim, lost = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}, {}
+for i = 3, #ARGV do
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
+  local owner = #pending == 1 and pending[1][2] or ''
+  if owner == ARGV[2] then
+    claim[#claim + 1] = ARGV[i]
+  else
+    lost[#lost + 1] = ARGV[i]
+    lost[#lost + 1] = owner
+  end
+end
+if #claim > 5 then
+  claim[#claim + 1] = 'JUSTID'
+  redis.call(unpack(claim))
+end
+return lost
+`);
+
+/** ARGV: group, consumer, new owner, then for each entry its ID, idle time and delivery count. Gives the lost IDs. */
+const MOVE = createScript(`
+local lost = {}
+for i = 4, #ARGV, 3 do
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #pending == 1 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[i], 'IDLE', ARGV[i + 1], 'RETRYCOUNT', ARGV[i + 2], 'JUSTID')
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+`);
+
+/**
+ * Removes consumers with nothing pending. XGROUP DELCONSUMER drops pending entries, so looking and removing must be one
+ * step. ARGV: group, least idle time, the one consumer to look at or '', consumers to keep… Gives the number removed.
+ */
+const REMOVE_CONSUMERS = createScript(`
+local removed = 0
+for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local of = {}
+  for i = 1, #info, 2 do of[info[i]] = info[i + 1] end
+  local remove = of.pending == 0 and of.idle >= tonumber(ARGV[2]) and (ARGV[3] == '' or ARGV[3] == of.name)
+  for i = 4, #ARGV do if ARGV[i] == of.name then remove = false end end
+  if remove then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], of.name)
+    removed = removed + 1
+  end
+end
+return removed
+`);
+
+/** ARGV: group, consumer, ID, then fields and values of the report. KEYS: stream, dead letters. Gives 1 when it was done. */
+const BURY = createScript(`
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
+if #pending == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+return 1
+`);
+
+/** An entry that has been given to this worker. */
+export interface Delivery extends History {
+  readonly id: string;
+  /** Field, value, field, value, … */
+  readonly fields: readonly string[];
+}
+
+export interface GroupInfo {
+  readonly name: string;
+  readonly consumers: number;
+  readonly pending: number;
+  readonly lastDeliveredId: string;
+  /** Entries not delivered yet; `undefined` where the server cannot tell. */
+  readonly lag: number | undefined;
+}
+
+export interface ConsumerInfo {
+  readonly name: string;
+  readonly pending: number;
+  /** Since it last asked for anything. */
+  readonly idleMs: number;
+}
+
+export interface Group {
+  readonly stream: string;
+  readonly name: string;
+  readonly consumer: string;
+  /** Creates stream and group where they are missing. */
+  ensure(): Promise<void>;
+  /** Blocks up to `blockMs` on the reader's connection. */
+  read(count: number, blockMs: number): Promise<Delivery[]>;
+  /** Gives the IDs that were no longer this worker's. */
+  acknowledge(ids: readonly string[]): Promise<string[]>;
+  /** Gives those that are no longer this worker's, with their owner; `''`: nobody's, they are not pending. */
+  renew(ids: readonly string[]): Promise<Map<string, string>>;
+  /** To the retry consumer, due in `delayMs`. Gives the IDs that were no longer this worker's. */
+  postpone(items: readonly (History & { id: string; delayMs: number })[]): Promise<string[]>;
+  /** Writes a new history and keeps the claim. Gives the IDs that were no longer this worker's. */
+  rewrite(items: readonly (History & { id: string })[]): Promise<string[]>;
+  /** Takes entries whose time has come from the retry consumer. */
+  claimDue(count: number): Promise<Delivery[]>;
+  /**
+   * Moves what was claimed longer than `deadAfterMs` ago by any worker, and is not `held` by this one, to the retry
+   * consumer, due at once. Gives their histories.
+   */
+  takeOver(deadAfterMs: number, held: (id: string) => boolean): Promise<(History & { id: string })[]>;
+  /** Takes everything pending for itself, in stream order from `after` on: for the one active worker of an ordered stream. */
+  adopt(
+    after: string,
+    count: number,
+    held: (id: string) => boolean,
+  ): Promise<{ entries: Delivery[]; last: string | undefined }>;
+  /** Whether the time of any entry has come. */
+  hasDue(): Promise<boolean>;
+  /** What the server believes this worker to hold. */
+  own(count: number): Promise<(History & { id: string })[]>;
+  /** Adds the report to the dead letters and acknowledges, in one step; false when the claim was lost. */
+  bury(deadLetters: string, id: string, report: readonly (string | Buffer)[]): Promise<boolean>;
+  removeGoneConsumers(idleMs: number): Promise<number>;
+  removeOwnConsumer(): Promise<void>;
+  infos(): Promise<GroupInfo[]>;
+  consumers(): Promise<ConsumerInfo[]>;
+}
+
+const TAKEOVER_BATCH = 500;
+
+export interface GroupOptions {
+  readonly stream: string;
+  readonly name: string;
+  readonly consumer: string;
+  readonly startId: string;
+  readonly commands: Redis;
+  /** For `read` alone. */
+  readonly reader: Redis;
+}
+
+export function retryConsumerOf(group: string): string {
+  return `${group}:retry`;
+}
+
+export function createGroup(options: GroupOptions): Group {
+  const { stream, name, consumer, commands, reader } = options;
+  const retryConsumer = retryConsumerOf(name);
+  const keys = [stream];
+
+  async function pendingOf(owner: string, idleMs: number, count: number): Promise<PendingEntry[]> {
+    return pendingEntries(await commands.call('XPENDING', stream, name, 'IDLE', idleMs, '-', '+', count, owner));
+  }
+  async function consumers(): Promise<ConsumerInfo[]> {
+    const infos = (await commands.call('XINFO', 'CONSUMERS', stream, name)) as unknown[][];
+    return infos.map(flatMap).map((info) => ({
+      name: String(info.get('name')),
+      pending: Number(info.get('pending')),
+      idleMs: Number(info.get('idle')),
+    }));
+  }
+  /** The entries behind claimed IDs. One that has been deleted is left out: the next claim drops it from the pending. */
+  async function load(ids: readonly string[], histories: ReadonlyMap<string, History>): Promise<Delivery[]> {
+    const replies = await Promise.all(ids.map((id) => commands.call('XRANGE', stream, id, id)));
+    return (replies as [string, string[]][][]).flatMap((reply) =>
+      reply.map(([id, fields]) => ({ id, fields, ...(histories.get(id) ?? { attempt: 1, takeovers: 0 }) })),
+    );
+  }
+
+  return {
+    stream,
+    name,
+    consumer,
+    async ensure() {
+      try {
+        await commands.call('XGROUP', 'CREATE', stream, name, options.startId, 'MKSTREAM');
+      } catch (error) {
+        if (!(error instanceof Error && error.message.startsWith('BUSYGROUP'))) throw error;
+      }
+    },
+    async read(count, blockMs) {
+      const reply = (await reader.call(
+        'XREADGROUP',
+        ...['GROUP', name, consumer, 'COUNT', count, 'BLOCK', blockMs, 'STREAMS', stream, '>'],
+      )) as [string, [string, string[]][]][] | null;
+      return reply?.[0]?.[1].map(([id, fields]) => ({ id, fields, attempt: 1, takeovers: 0 })) ?? [];
+    },
+    async acknowledge(ids) {
+      return (await ACKNOWLEDGE.run(commands, keys, [name, consumer, ...ids])) as string[];
+    },
+    async renew(ids) {
+      return pairs((await RENEW.run(commands, keys, [name, consumer, ...ids])) as string[]);
+    },
+    async postpone(items) {
+      const moves = items.flatMap((item) => [item.id, DUE_IDLE_MS - item.delayMs, deliveryCount(item)]);
+      return (await MOVE.run(commands, keys, [name, consumer, retryConsumer, ...moves])) as string[];
+    },
+    async rewrite(items) {
+      const moves = items.flatMap((item) => [item.id, 0, deliveryCount(item)]);
+      return (await MOVE.run(commands, keys, [name, consumer, consumer, ...moves])) as string[];
+    },
+    async claimDue(count) {
+      const due = await pendingOf(retryConsumer, DUE_IDLE_MS, count);
+      if (due.length === 0) return [];
+      const claim = ['XCLAIM', stream, name, consumer, DUE_IDLE_MS, ...due.map((entry) => entry.id), 'JUSTID'] as const;
+      const claimed = (await commands.call(...claim)) as string[];
+      return load(claimed, new Map(due.map((entry) => [entry.id, historyOf(entry.deliveries)])));
+    },
+    async takeOver(deadAfterMs, held) {
+      const taken: (History & { id: string })[] = [];
+      for (const { name: owner, pending } of await consumers()) {
+        if (pending === 0 || owner === retryConsumer) continue;
+        const stale = (await pendingOf(owner, deadAfterMs, TAKEOVER_BATCH)).filter((entry) => !held(entry.id));
+        const claims = stale.map(async (entry) => {
+          const before = historyOf(entry.deliveries);
+          const history = { attempt: before.attempt, takeovers: before.takeovers + 1 };
+          const claimed = (await commands.call(
+            'XCLAIM',
+            ...[stream, name, retryConsumer, deadAfterMs, entry.id],
+            ...['IDLE', DUE_IDLE_MS, 'RETRYCOUNT', deliveryCount(history), 'JUSTID'],
+          )) as string[];
+          if (claimed.length > 0) taken.push({ id: entry.id, ...history });
+        });
+        await Promise.all(claims);
+      }
+      return taken;
+    },
+    async adopt(after, count, held) {
+      const reply = await commands.call('XPENDING', stream, name, `(${after}`, '+', count);
+      const pending = pendingEntries(reply);
+      const histories = new Map<string, History>();
+      const claims = pending
+        .filter((entry) => !held(entry.id))
+        .map(async (entry) => {
+          const before = historyOf(entry.deliveries);
+          const takeovers = before.takeovers + (entry.consumer === consumer ? 0 : 1);
+          histories.set(entry.id, { attempt: before.attempt, takeovers });
+          const count = deliveryCount({ attempt: before.attempt, takeovers });
+          return (await commands.call(
+            'XCLAIM',
+            ...[stream, name, consumer, 0, entry.id, 'RETRYCOUNT', count, 'JUSTID'],
+          )) as string[];
+        });
+      const claimed = (await Promise.all(claims)).flat();
+      return { entries: await load(claimed, histories), last: pending.at(-1)?.id };
+    },
+    async hasDue() {
+      return (await pendingOf(retryConsumer, DUE_IDLE_MS, 1)).length > 0;
+    },
+    async own(count) {
+      return (await pendingOf(consumer, 0, count)).map(({ id, deliveries }) => ({ id, ...historyOf(deliveries) }));
+    },
+    async bury(deadLetters, id, report) {
+      return (await BURY.run(commands, [stream, deadLetters], [name, consumer, id, ...report])) === 1;
+    },
+    async removeGoneConsumers(idleMs) {
+      const args = [name, idleMs, '', consumer, retryConsumer];
+      return (await REMOVE_CONSUMERS.run(commands, keys, args)) as number;
+    },
+    async removeOwnConsumer() {
+      await REMOVE_CONSUMERS.run(commands, keys, [name, 0, consumer]);
+    },
+    consumers,
+    async infos() {
+      const groups = (await commands.call('XINFO', 'GROUPS', stream)) as unknown[][];
+      return groups.map(flatMap).map((info) => {
+        const lag = info.get('lag');
+        return {
+          name: String(info.get('name')),
+          consumers: Number(info.get('consumers')),
+          pending: Number(info.get('pending')),
+          lastDeliveredId: String(info.get('last-delivered-id')),
+          lag: typeof lag === 'number' ? lag : undefined,
+        };
+      });
+    },
+  };
+}
+
+interface PendingEntry {
+  readonly id: string;
+  readonly consumer: string;
+  readonly idleMs: number;
+  readonly deliveries: number;
+}
+
+function pendingEntries(reply: unknown): PendingEntry[] {
+  return (reply as [string, string, number, number][]).map(([id, consumer, idleMs, deliveries]) => ({
+    id,
+    consumer,
+    idleMs,
+    deliveries,
+  }));
+}
+
+function flatMap(flat: unknown[]): Map<unknown, unknown> {
+  const map = new Map<unknown, unknown>();
+  for (let i = 0; i < flat.length; i += 2) map.set(flat[i], flat[i + 1]);
+  return map;
+}
+
+function pairs(flat: string[]): Map<string, string> {
+  return flatMap(flat) as Map<string, string>;
+}

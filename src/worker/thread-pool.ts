@@ -1,0 +1,162 @@
+/**
+ * Worker threads (piscina): one handler at a time in each. A thread that blocks, leaks or exits is ended and replaced; only
+ * the entry that it had in hand notices.
+ *
+ * Invariant: no more calls are under way than threads are ready (`limit`), so that nothing waits inside the pool and a
+ * timeout never counts the time in which a new thread starts.
+ */
+import { pathToFileURL } from 'node:url';
+import type { Logger } from 'pino';
+import { Piscina } from 'piscina';
+import { HoldfastError, messageOf } from '../errors.ts';
+import type { App, HandlerSpec } from './app.ts';
+import type { HandlerFailure } from './handler-failure.ts';
+import type { AbortMessage, HandlerSource, ThreadContext, ThreadData, ThreadCall as ThreadMessage } from './thread.ts';
+import { threadArguments } from './typescript.ts';
+
+const PROBE_MS = 1000;
+
+export type ThreadDeath = 'killed' | 'memory' | 'exit' | 'error';
+
+export interface ThreadCall {
+  /** Rejects when the thread ended, with a `ThreadDeath` as the error's `code`. */
+  readonly outcome: Promise<HandlerFailure | undefined>;
+  abort(reason: string): void;
+  /** Ends the thread. */
+  kill(): void;
+}
+
+export interface ThreadPool {
+  /** Calls that may be under way at once: the threads that are ready. */
+  readonly limit: number;
+  /** Called when `limit` has grown. */
+  onReady(listener: () => void): void;
+  call(event: unknown, context: ThreadContext): ThreadCall;
+  close(): Promise<void>;
+}
+
+export interface ThreadPoolOptions {
+  readonly app: App;
+  /** `file:` URL of the module that exports the app by default. */
+  readonly appModule: string | undefined;
+  readonly log: Logger;
+}
+
+/** Starts all threads and loads every handler in each. Throws `CONFIG` when one cannot be loaded. */
+export async function startThreadPool(options: ThreadPoolOptions): Promise<ThreadPool> {
+  const { app, log } = options;
+  const handlers = [...app.handlers.values()].filter((handler) => handler.run === 'thread');
+  const sources = handlers.map((handler) => sourceOf(handler, options.appModule));
+  const channelName = `holdfast-worker-${process.pid}-${Math.random()}`;
+  const channel = new BroadcastChannel(channelName);
+  // In `src` this is thread.ts, in `dist` thread.js.
+  const filename = new URL(import.meta.url.replace(/thread-pool(\.[jt]s).*$/, 'thread$1')).href;
+  const execArgv = threadArguments();
+  const workerData: ThreadData = { channel: channelName, sources };
+  const pool = new Piscina({
+    filename,
+    workerData,
+    minThreads: app.threads,
+    maxThreads: app.threads,
+    maxQueue: app.threads,
+    idleTimeout: Number.POSITIVE_INFINITY,
+    // An idle thread goes on with what its handlers left behind (connections, timers) instead of sleeping hard.
+    atomics: 'disabled',
+    recordTiming: false,
+    ...(execArgv.length === 0 ? {} : { execArgv }),
+    resourceLimits: { maxOldGenerationSizeMb: app.threadMemoryMb },
+  });
+  let lastError: unknown;
+  pool.on('error', (error: unknown) => {
+    lastError = error;
+    log.error({ error: messageOf(error) }, 'a worker thread failed with no entry in hand');
+  });
+
+  let ready = app.threads;
+  let closing = false;
+  const listeners: (() => void)[] = [];
+  const check = async (): Promise<void> => {
+    const failure = (await pool.run(undefined)) as HandlerFailure | undefined;
+    if (failure !== undefined) throw new HoldfastError('CONFIG', failure.message);
+  };
+  try {
+    await Promise.all(Array.from({ length: app.threads }, check));
+  } catch (error) {
+    channel.close();
+    await pool.destroy();
+    if (error instanceof HoldfastError) throw error;
+    throw new HoldfastError('CONFIG', `handlers: a thread ended at the start: ${messageOf(lastError ?? error)}`);
+  }
+  pool.on('workerDestroy', () => {
+    ready -= 1;
+  });
+  pool.on('workerCreate', () => {
+    ready += 1;
+    for (const listener of listeners) listener();
+  });
+  // Piscina stops replacing threads once one has died while it started. Asking for one more call makes it try again.
+  const probe = setInterval(() => {
+    if (ready >= app.threads || pool.queueSize > 0) return;
+    check().catch((error: unknown) => log.error({ error: messageOf(error) }, 'a worker thread could not be replaced'));
+  }, PROBE_MS);
+  probe.unref();
+
+  let tokens = 0;
+  return {
+    get limit() {
+      return ready;
+    },
+    onReady(listener) {
+      listeners.push(listener);
+    },
+    call(event, context) {
+      tokens += 1;
+      const token = tokens;
+      const killer = new AbortController();
+      const message: ThreadMessage = { token, event, context };
+      const outcome = pool.run(message, { signal: killer.signal }).catch((error: unknown) => {
+        if (isNotClonable(error)) throw new HoldfastError('PERMANENT', messageOf(error));
+        const death: ThreadDeath = killer.signal.aborted || closing ? 'killed' : causeOfDeath(error);
+        throw new HoldfastError(death, `the handler's thread ended: ${messageOf(error)}`, { cause: error });
+      }) as Promise<HandlerFailure | undefined>;
+      return {
+        outcome,
+        abort(reason) {
+          channel.postMessage({ token, reason } satisfies AbortMessage);
+        },
+        kill() {
+          killer.abort();
+        },
+      };
+    },
+    async close() {
+      closing = true;
+      clearInterval(probe);
+      channel.close();
+      await pool.destroy();
+    },
+  };
+}
+
+function sourceOf(handler: HandlerSpec, appModule: string | undefined): HandlerSource {
+  const { name: task, module } = handler;
+  if (module === undefined) {
+    if (appModule !== undefined) return { task, module: appModule, exports: 'app' };
+    throw new HoldfastError(
+      'CONFIG',
+      `handlers.${task}: runs in a thread, so it needs \`module\`, or the app's own module in startWorker's options`,
+    );
+  }
+  const base = appModule ?? pathToFileURL(`${process.cwd()}/`).href;
+  return { task, module: module.startsWith('file:') ? module : new URL(module, base).href, exports: 'handler' };
+}
+
+function causeOfDeath(error: unknown): ThreadDeath {
+  if (!(error instanceof Error)) return 'error';
+  if ('code' in error && error.code === 'ERR_WORKER_OUT_OF_MEMORY') return 'memory';
+  return error.message.startsWith('worker exited') ? 'exit' : 'error';
+}
+
+function isNotClonable(error: unknown): boolean {
+  return error instanceof Error && error.name === 'DataCloneError';
+}

@@ -1,0 +1,83 @@
+/**
+ * What producer and consumer processes have in common: their settings, their connections and their list of errors.
+ */
+import { appendFileSync } from 'node:fs';
+import { Redis } from 'ioredis';
+import { messageOf } from '../../src/errors.ts';
+
+export interface ClientSettings {
+  readonly seed: string;
+  /** The process's number in the run: `client` in the history, and `writer` of its events. */
+  readonly client: number;
+  /** Which of the workload's lists it runs. Even ones speak RESP3, odd ones RESP2. */
+  readonly slot: number;
+  /** Decimal nanoseconds of the monotonic clock at the run's start. */
+  readonly startNs: string;
+  readonly historyPath: string;
+  /** Lines `atMs operation error text`: what clients were told, for the report. */
+  readonly errorsPath: string;
+  readonly port: number;
+  /** Past every sidecar. */
+  readonly directPort: number;
+  /** XADDs per second of all producers together. */
+  readonly ratePerSecond: number;
+  /** Make groups again on NOGROUP; only where no sidecar keeps them. */
+  readonly recreatesGroups: boolean;
+}
+
+/** The process's one argument, JSON. */
+export function readSettings(): ClientSettings {
+  return JSON.parse(process.argv[2]!) as ClientSettings;
+}
+
+/**
+ * An ordinary client, except that it does not send a request twice by itself: then an event that comes twice was
+ * doubled by somebody else.
+ */
+export function connectClient(port: number, database: number, protocol: 2 | 3 = 3): Redis {
+  const client = new Redis({
+    ...{ host: '127.0.0.1', port, db: database, protocol },
+    autoResendUnfulfilledCommands: false,
+    maxRetriesPerRequest: 0,
+    enableOfflineQueue: true,
+    retryStrategy: (attempts) => Math.min(20 * attempts, 250),
+    reconnectOnError: () => false,
+  });
+  // Each request's own rejection tells of the fault; a client without this listener would print it as well.
+  client.on('error', () => {});
+  return client;
+}
+
+export interface ErrorLog {
+  add(operation: string, error: unknown): void;
+}
+
+const ERROR_LINES_MAX = 20_000;
+
+export function openErrorLog(path: string, now: () => number): ErrorLog {
+  let lines = 0;
+  return {
+    add(operation, error) {
+      if (lines >= ERROR_LINES_MAX) return;
+      lines += 1;
+      appendFileSync(path, `${now()} ${operation} ${messageOf(error).replace(/\s+/g, ' ').slice(0, 200)}\n`);
+    },
+  };
+}
+
+/** Codes of errors after which the entry is certainly not in the stream. All else leaves the outcome open. */
+const CERTAIN_FAILURES = new Set(['ERR', 'OOM', 'WRONGTYPE', 'NOPERM', 'NOAUTH', 'READONLY', 'MISCONF', 'EXECABORT']);
+
+/** Is `error` the server's word that the request had no effect? */
+export function failedForSure(error: unknown): boolean {
+  if (!(error instanceof Error) || error.name !== 'ReplyError') return false;
+  return CERTAIN_FAILURES.has(error.message.split(' ', 1)[0]!);
+}
+
+export function delay(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+export function protocolOf(settings: ClientSettings): 2 | 3 {
+  return settings.slot % 2 === 0 ? 3 : 2;
+}

@@ -1,0 +1,89 @@
+/**
+ * `npm run chaos -- --minutes N --seed S`: one run from the command line. Exit code 1 when a promise was broken.
+ */
+import { writeFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { messageOf } from '../../src/errors.ts';
+import { runChaos } from './chaos-run.ts';
+import { NEMESIS_NAMES, type NemesisName } from './nemeses.ts';
+import { renderReport } from './report.ts';
+import { planRun } from './schedule.ts';
+
+const USAGE = `usage: npm run chaos -- [options]
+  --minutes N        length of the run (default 5)
+  --seed S           what the faults are drawn from (default: the clock)
+  --kv redis|valkey  (default valkey)
+  --sidecars N       1 to 3; 0 runs the clients against the KV store alone (default 1)
+  --nemeses A,B      only these; a name may end in * (default: all)
+  --rate N           XADDs per second of all producers (default 400)
+  --root DIRECTORY   source tree to run the sidecars from (default: this one)
+  --report FILE      JSON result; the table goes to standard output
+  --keep             keep logs and history of a run that passed, too
+nemeses: ${NEMESIS_NAMES.join(', ')}`;
+
+function fail(message: string): never {
+  process.stderr.write(`${message}\n${USAGE}\n`);
+  process.exit(2);
+}
+
+function numberOf(name: string, text: string, min: number, max: number): number {
+  const value = Number(text);
+  if (!(value >= min && value <= max)) fail(`--${name} must be a number from ${min} to ${max}`);
+  return value;
+}
+
+function nemesesOf(text: string): NemesisName[] {
+  const patterns = text.split(',').filter((pattern) => pattern !== '');
+  return patterns.flatMap((pattern) => {
+    const names = NEMESIS_NAMES.filter((name) =>
+      pattern.endsWith('*') ? name.startsWith(pattern.slice(0, -1)) : name === pattern,
+    );
+    return names.length > 0 ? names : fail(`no nemesis is called ${pattern}`);
+  });
+}
+
+function readOptions() {
+  const { values } = parseArgs({
+    options: {
+      minutes: { type: 'string', default: '5' },
+      seed: { type: 'string', default: String(Date.now() % 1_000_000) },
+      kv: { type: 'string', default: 'valkey' },
+      sidecars: { type: 'string', default: '1' },
+      nemeses: { type: 'string', default: '*' },
+      rate: { type: 'string', default: '400' },
+      root: { type: 'string', default: fileURLToPath(new URL('../../', import.meta.url)) },
+      report: { type: 'string' },
+      keep: { type: 'boolean', default: false },
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+  });
+  if (values.help) fail('');
+  return values;
+}
+
+let values: ReturnType<typeof readOptions>;
+try {
+  values = readOptions();
+} catch (error) {
+  fail(messageOf(error));
+}
+if (values.kv !== 'redis' && values.kv !== 'valkey') fail('--kv is redis or valkey');
+
+process.stdout.write(`seed ${values.seed}\n`);
+const durationMs = numberOf('minutes', values.minutes, 0, 24 * 60) * 60_000;
+const sidecars = numberOf('sidecars', values.sidecars, 0, 3);
+const result = await runChaos({
+  seed: values.seed,
+  kv: values.kv,
+  sidecars,
+  plan: planRun({ seed: values.seed, durationMs, nemeses: nemesesOf(values.nemeses), sidecars }),
+  drainStillMs: 20_000,
+  ratePerSecond: numberOf('rate', values.rate, 1, 100_000),
+  root: values.root,
+  keep: values.keep,
+  say: (line) => process.stdout.write(`${line}\n`),
+});
+process.stdout.write(`\n${renderReport(result)}\n`);
+if (values.report !== undefined) await writeFile(values.report, `${JSON.stringify(result, null, 2)}\n`);
+process.exit(result.violations.length === 0 ? 0 : 1);

@@ -1,0 +1,30 @@
+import { expect, it } from 'vitest';
+import { formatBytes, formatDuration, formatStatus } from '../../src/operations/status-report.ts';
+
+it('writes sizes and durations as a person reads them', () => {
+  expect([0, 1023, 1024, 1.5 * 2 ** 20, 3 * 2 ** 40, 5000 * 2 ** 40].map(formatBytes)).toEqual([
+    '0 B',
+    '1023 B',
+    '1.0 kB',
+    '1.5 MB',
+    '3.0 TB',
+    '5000.0 TB',
+  ]);
+  expect([0.4, 59, 61, 3600, 90_000].map(formatDuration)).toEqual(['0 s', '59 s', '1 min 1 s', '1 h 0 min', '1 d 1 h']);
+});
+
+it('says at a glance when the KV store is away', () => {
+  const report = {
+    version: '1.2.3',
+    processId: 7,
+    startedAt: '2026-01-01T00:00:00.000Z',
+    listen: ['127.0.0.1:6380'],
+    pooling: 'transaction',
+    clients: { connected: 1, connectedTotal: 2, refusedTotal: 0, requestsTotal: 9, lanes: 1 },
+    kv: { reachable: false, where: '127.0.0.1:6379', embedded: false },
+    memory: { residentBytes: 2 ** 20, heapUsedBytes: 2 ** 19 },
+  };
+  const text = formatStatus(report, new Date('2026-01-01T00:01:05.000Z'));
+  expect(text).toContain('Holdfast   1.2.3, process 7, up 1 min 5 s\n');
+  expect(text).toContain('KV store   NOT REACHABLE at 127.0.0.1:6379\n');
+});

@@ -1,0 +1,74 @@
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { commandLineOf } from '../src/embedded/process-facts.ts';
+import { launch, pidIn, serve } from './support/program.ts';
+import { connectRaw } from './support/raw-client.ts';
+import { startRedis, startTestPostgres, temporaryDirectory } from './support/servers.ts';
+
+describe('holdfast serve on embedded defaults', () => {
+  it('serves, survives a kill -9 of its KV store, and ends without leaving anything', async () => {
+    const dataDir = await temporaryDirectory();
+    const program = await serve(['--data-dir', dataDir]);
+    const client = await connectRaw(program.port);
+    expect((await client.send('SET', 'a', '1')).bytes.toString()).toBe('OK');
+    const kvPid = (await program.status()).kv.processId!;
+    const postgresPid = await pidIn(join(dataDir, 'postgres'));
+    process.kill(kvPid, 'SIGKILL');
+    await expect.poll(async () => (await program.status()).kv.restarts, { timeout: 10_000 }).toBe(1);
+    await expect.poll(async () => (await client.send('PING')).bytes.toString(), { timeout: 10_000 }).toBe('PONG');
+    const after = await program.status();
+    expect(after.kv).toMatchObject({ reachable: true, embedded: true });
+    expect(after.kv.processId).not.toBe(kvPid);
+    program.child.kill('SIGTERM');
+    expect(await program.exited).toBe(0);
+    for (const pid of [after.kv.processId!, postgresPid]) expect(await commandLineOf(pid)).toBeUndefined();
+  });
+
+  it('starts again after it was killed with its children left behind', async () => {
+    const dataDir = await temporaryDirectory();
+    const first = await serve(['--data-dir', dataDir]);
+    first.child.kill('SIGKILL');
+    await first.exited;
+    const second = await serve(['--data-dir', dataDir]);
+    second.child.kill('SIGINT');
+    expect(await second.exited).toBe(0);
+  });
+});
+
+describe('holdfast serve with existing servers', () => {
+  it('says which of KV store, status and readiness is what', async () => {
+    const redis = await startRedis();
+    const { url } = await startTestPostgres();
+    const program = await serve(['--kv', redis.url], { HOLDFAST_DATABASE_URL: url });
+    expect((await fetch(`${program.http}/readyz`)).status).toBe(200);
+    const report = await program.status();
+    expect(report.kv).toMatchObject({
+      reachable: true,
+      embedded: false,
+      server: 'redis',
+      where: `127.0.0.1:${redis.port}`,
+    });
+    const told = launch(['status', '--http', program.http.replace('http://', '')]);
+    expect(await told.exited).toBe(0);
+    expect(told.output.stdout).toContain(`KV store`);
+    await redis.kill9();
+    await expect.poll(async () => (await fetch(`${program.http}/readyz`)).status, { timeout: 10_000 }).toBe(503);
+    await redis.restart();
+    await expect.poll(async () => (await fetch(`${program.http}/readyz`)).status, { timeout: 10_000 }).toBe(200);
+    program.child.kill('SIGTERM');
+    expect(await program.exited).toBe(0);
+  });
+
+  it('lets a request that is in flight finish before it ends', async () => {
+    const redis = await startRedis({ extraArgs: ['--enable-debug-command', 'yes'] });
+    const { url } = await startTestPostgres();
+    const program = await serve(['--kv', redis.url, '--database', url]);
+    const client = await connectRaw(program.port);
+    await client.send('PING');
+    const reply = client.send('DEBUG', 'SLEEP', '1');
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    program.child.kill('SIGTERM');
+    expect((await reply).bytes.toString()).toBe('OK');
+    expect(await program.exited).toBe(0);
+  });
+});

@@ -1,0 +1,47 @@
+import { expect, test } from 'vitest';
+import { kvKinds, startKv } from '../support/servers.ts';
+import app from './apps/contained.ts';
+import { addAll, client, deadLettersOf, drained, runWorker, until } from './worker-harness.ts';
+
+const module = new URL('./apps/contained.ts', import.meta.url).href;
+
+const CASES: Record<string, RegExp> = {
+  blocks: /timed out after 200 ms/,
+  ignores: /timed out after 200 ms/,
+  obeys: /timed out after 200 ms/,
+  leaks: /memory/,
+  exits: /exited with code: 3/,
+  'throws null': /not an error was thrown: null/,
+  'throws an object': /not an error was thrown: \{"reason":"odd"\}/,
+  'throws a trap': /cannot be looked at/,
+  'throws later': /out of band/,
+  'rejects later': /unhandled/,
+  'throws an uncloneable': /with a function/,
+};
+
+test('whatever a handler does in its thread is an outcome of its own entry, and of no other', async () => {
+  const kv = await startKv(kvKinds[0]!);
+  const redis = client(kv.url);
+  const names = Object.keys(CASES);
+  await addAll(
+    redis,
+    'events',
+    [...names, 'fine', 'returns', 'in-process'].map((task) => ({ task })),
+  );
+  const worker = await runWorker(app, { kv: kv.url, module, http: '127.0.0.1:0' });
+  await until('all settled', () => drained(redis, 'events'), 60_000);
+  const letters = await deadLettersOf(redis, 'events');
+  expect(letters.map((letter) => letter.task).sort()).toEqual([...names].sort());
+  for (const letter of letters) {
+    expect(letter.attempts, letter.task).toBe('2');
+    expect(letter.error, letter.task).toMatch(CASES[letter.task!]!);
+  }
+  // The pool is whole again: two threads, and they work.
+  await addAll(redis, 'events', [{ task: 'fine' }, { task: 'fine' }]);
+  await until('the pool works again', () => drained(redis, 'events'));
+  const metrics = await (await fetch(`http://${worker.http}/metrics`)).text();
+  expect(metrics).toContain('holdfast_worker_processed_total{task="fine",outcome="succeeded"} 3');
+  expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="memory"\} 2/);
+  expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="exit"\} 2/);
+  expect(worker.health()).toMatchObject({ healthy: true, running: 0, stuck: 0, held: 0 });
+}, 90_000);
