@@ -79,6 +79,8 @@ export async function choosePostgresUser(paths: readonly string[]): Promise<Post
       `--inh-caps=-all,+${capability}`,
       `--ambient-caps=-all,+${capability}`,
       `--bounding-set=-all,+${capability}`,
+      // Postgres asks access(2) for its own binaries, which minds capabilities of another user only with this bit.
+      '--securebits=+no_setuid_fixup',
     ],
   };
 }

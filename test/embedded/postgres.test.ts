@@ -1,8 +1,9 @@
-import { chmod, mkdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { chmod, cp, mkdir, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import { startPostgres } from '../../src/embedded/postgres.ts';
+import { embeddedPostgresBinaries } from '../../src/embedded/postgres-binaries.ts';
 import { postgresVersions, startOwnPostgres, startTestPostgres, temporaryDirectory } from '../support/servers.ts';
 
 async function ask(url: string, sql: string): Promise<Record<string, unknown>[]> {
@@ -43,6 +44,17 @@ describe('the embedded Postgres', () => {
     const cluster = await stat(join(home, 'data', 'cluster'));
     if (process.getuid?.() === 0) expect(cluster.uid).not.toBe(0);
     else expect(cluster.uid).toBe(process.getuid?.());
+    await server.stop();
+  });
+
+  it('runs from binaries that its own user could not reach', async () => {
+    const home = join(await temporaryDirectory(), 'home');
+    await mkdir(home);
+    const { postgres } = await embeddedPostgresBinaries();
+    await cp(join(dirname(postgres), '..'), join(home, 'native'), { recursive: true, verbatimSymlinks: true });
+    await chmod(home, 0o700);
+    const server = await startPostgres({ dataDir: join(home, 'data'), version: join(home, 'native', 'bin') });
+    expect(await ask(server.url, 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
     await server.stop();
   });
 
