@@ -1,0 +1,63 @@
+/**
+ * The keys that Holdfast keeps in the KV store (the witness, streams under restoration) are hidden from KEYS, SCAN,
+ * DBSIZE and RANDOMKEY, so that a client that walks the keyspace finds its own keys only.
+ */
+import { WITNESS_KEY } from '../recovery/witness.ts';
+import { array, integer, nullBulk } from '../resp/encode.ts';
+import { type Reply, readReply } from '../resp/reply.ts';
+import type { Exchange, Interceptor } from './interceptor.ts';
+
+const OWN_PREFIX = Buffer.from(WITNESS_KEY);
+const EXISTS_WITNESS: readonly Buffer[] = [Buffer.from('EXISTS'), OWN_PREFIX];
+/** How often RANDOMKEY is asked again before the keyspace counts as holding nothing but Holdfast's keys. */
+const RANDOM_TRIES = 100;
+
+type See = (exchange: Exchange, frame: Buffer) => Buffer | Promise<Buffer>;
+
+const SEES: Readonly<Record<string, See>> = {
+  keys: (_, frame) => withoutOwn(readReply(frame)),
+  scan: (_, frame) => {
+    const [cursor, keys] = readReply(frame).items ?? [];
+    return cursor === undefined || keys === undefined ? frame : array([cursor.raw, withoutOwn(keys)]);
+  },
+  randomkey: randomKey,
+  dbsize: databaseSize,
+};
+
+export function hideOwnKeysInterceptor(): Interceptor {
+  return {
+    name: 'hide-own-keys',
+    handles: (command) => command !== undefined && command.name in SEES,
+    request(exchange) {
+      exchange.onReply((frame) => SEES[exchange.command!.name]!(exchange, frame));
+    },
+  };
+}
+
+function isOwn(key: Reply): boolean {
+  return key.bytes.subarray(0, OWN_PREFIX.length).equals(OWN_PREFIX);
+}
+
+function withoutOwn(keys: Reply): Buffer {
+  const items = keys.items ?? [];
+  return items.some(isOwn) ? array(items.filter((key) => !isOwn(key)).map((key) => key.raw)) : keys.raw;
+}
+
+async function randomKey(exchange: Exchange, first: Buffer): Promise<Buffer> {
+  let frame = first;
+  for (let i = 0; i < RANDOM_TRIES; i += 1) {
+    const reply = readReply(frame);
+    if (reply.type !== '$' || reply.isNull || !isOwn(reply)) return frame;
+    frame = await exchange.resend();
+  }
+  return nullBulk(exchange.session.protocol);
+}
+
+/** The witness is looked for behind the count; a client cannot tell, for nobody else sees it come and go. */
+async function databaseSize(exchange: Exchange, frame: Buffer): Promise<Buffer> {
+  const size = readReply(frame);
+  if (size.type !== ':' || exchange.session.database !== 0) return frame;
+  const witness = readReply(await exchange.resend(EXISTS_WITNESS));
+  const own = witness.type === ':' ? Number(witness.bytes.toString()) : 0;
+  return own === 0 ? frame : integer(Math.max(0, Number(size.bytes.toString()) - own));
+}
