@@ -56,6 +56,8 @@ export interface RunningProxy {
   readonly addresses: readonly ListenAddress[];
   readonly plans: CommandPlans;
   status(): ProxyStatus;
+  /** New certificates for the TLS listener with this index: for clients that come from now on, those there stay. */
+  setCertificates(listener: number, options: tls.SecureContextOptions): void;
   /** Takes no new client, lets those there finish what is in flight for `drainMs`, closes everything. */
   stop(drainMs?: number): Promise<void>;
 }
@@ -173,6 +175,10 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       upstreamConnects: upstream.connectsTotal,
       upstreamLosses: upstream.lossesTotal,
     }),
+    setCertificates(listener, secureContext) {
+      const server = servers[listener];
+      if (server instanceof tls.Server) server.setSecureContext(secureContext);
+    },
     stop,
   };
 }
