@@ -24,6 +24,16 @@ const SUBCOMMANDS: readonly Registration[] = [
     summary: 'one look at a running sidecar',
     load: async () => (await import('./operations/status-command.ts')).status,
   },
+  {
+    name: 'worker',
+    summary: 'handles the entries of streams in a pool of threads',
+    load: async () => (await import('./worker/worker-command.ts')).workerCommand(new Map()),
+  },
+  {
+    name: 'dead',
+    summary: 'lists, shows, retries and purges permanent failures',
+    load: async () => (await import('./worker/dead-command.ts')).dead,
+  },
 ];
 
 /** npm passes on the Ctrl-C that the terminal sent already: two signals within this time are one wish. */

@@ -199,6 +199,21 @@ const lease = z.strictObject({
   leaseMs: milliseconds(1).default(30_000),
 });
 
+const worker = z.strictObject({
+  connect: z
+    .string()
+    .refine((text) => /^(rediss?:\/\/|unix:\/)./.test(text), {
+      message: 'expected redis://host:port, rediss://host:port or unix:/path',
+    })
+    .transform((text) => new Secret(text))
+    .optional(),
+  http: z
+    .string()
+    .transform((text, context) => (text === 'off' ? ('off' as const) : addressOrIssue(text, context)))
+    .prefault('127.0.0.1:9381'),
+  drainMs: milliseconds(0).default(20_000),
+});
+
 /** Names and meaning are those of the proxy's limits. */
 const limits = z.strictObject({
   clientsMax: count(1, 1_000_000).default(10_000),
@@ -225,6 +240,7 @@ export const configSchema = z.strictObject({
     .string()
     .transform((text, context) => (text === 'off' ? ('off' as const) : addressOrIssue(text, context)))
     .prefault('127.0.0.1:9380'),
+  worker: worker.prefault({}),
   dataDir: z.string().min(1).default('./.holdfast'),
   limits: limits.prefault({}),
   log: z
@@ -271,6 +287,12 @@ export interface Config {
   readonly users: ReadonlyMap<string, ConfiguredUser>;
   readonly leases: readonly Readonly<ParsedSettings['leases'][number]>[];
   readonly http: 'off' | Address;
+  readonly worker: {
+    /** Where workers connect; `undefined`: the first listener. */
+    readonly connect: Secret | undefined;
+    readonly http: 'off' | Address;
+    readonly drainMs: number;
+  };
   readonly dataDir: string;
   readonly limits: Readonly<ParsedSettings['limits']>;
   readonly log: Readonly<ParsedSettings['log']>;

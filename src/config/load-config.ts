@@ -275,6 +275,7 @@ function finish(parsed: ParsedSettings, files: SettingFiles, workingDirectory: s
     users: new Map(Object.entries(parsed.users).map(([name, user]) => [name, finishUser(name, user, files)])),
     leases: parsed.leases,
     http: parsed.http,
+    worker: { ...parsed.worker, connect: parsed.worker.connect },
     dataDir: resolve(workingDirectory, parsed.dataDir),
     limits: parsed.limits,
     log: parsed.log,

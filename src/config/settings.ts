@@ -70,6 +70,20 @@ export const SETTINGS: readonly Setting[] = [
     help: 'trace, debug, info, warn, error, fatal or silent (info)',
   },
   {
+    path: ['worker', 'connect'],
+    flag: 'connect',
+    variable: 'HOLDFAST_WORKER_CONNECT',
+    value: 'URL',
+    help: 'where workers connect: Holdfast, or a KV store directly (the first listener)',
+  },
+  {
+    path: ['worker', 'http'],
+    flag: 'worker-http',
+    variable: 'HOLDFAST_WORKER_HTTP',
+    value: 'ADDRESS',
+    help: 'metrics and health of a worker, or off (127.0.0.1:9381)',
+  },
+  {
     path: ['kv', 'password'],
     variable: 'HOLDFAST_KV_PASSWORD',
     value: 'PASSWORD',

@@ -204,6 +204,22 @@ async function tryStart(options: PostgresOptions, port: number): Promise<Embedde
   };
 }
 
+/**
+ * The URL of the server that another process runs in this directory; `undefined` where none does, as far as its files
+ * tell.
+ */
+export async function runningPostgresUrl(dataDir: string): Promise<string | undefined> {
+  try {
+    const password = await readFile(join(dataDir, 'password'), 'utf8');
+    // Its fourth line is the port: https://www.postgresql.org/docs/current/storage-file-layout.html
+    const facts = (await readFile(join(dataDir, 'cluster', 'postmaster.pid'), 'utf8')).split('\n');
+    const port = Number(facts[3]);
+    return port > 0 ? urlOf(port, password.trim(), DATABASE) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** Resolves when the server answers queries. Throws `STARTUP` or `INUSE`. */
 export async function startPostgres(options: PostgresOptions): Promise<EmbeddedServer> {
   for (let attempt = 1; ; attempt += 1) {

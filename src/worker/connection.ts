@@ -45,9 +45,12 @@ export function createConnection(url: string, name: string, log: Logger): Redis 
 export async function connectFirst(redis: Redis, url: string): Promise<void> {
   const deadline = Date.now() + STARTUP_MS;
   let last: unknown = new Error('no answer');
-  redis.connect().catch((error: unknown) => {
+  const note = (error: unknown): void => {
     last = error;
-  });
+  };
+  redis.on('error', note);
+  // Its rejection says no more than the events do, and comes after them.
+  redis.connect().catch(() => undefined);
   while (redis.status !== 'ready') {
     if (Date.now() > deadline) {
       redis.disconnect();
@@ -55,6 +58,7 @@ export async function connectFirst(redis: Redis, url: string): Promise<void> {
     }
     await sleep(20);
   }
+  redis.off('error', note);
 }
 
 function withoutPassword(url: string): string {

@@ -5,18 +5,16 @@
  * A report is made in two transactions: the first claims it (a row, unique), the second publishes it holding the row's
  * lock. A crash between the two leaves a row that is begun and not published; the next one to hold the entry finishes it.
  */
-import { readFile } from 'node:fs/promises';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { migrate } from '../ledger/migrate.ts';
 import type { PermanentFailure } from './app.ts';
 import type { KnownEntry, Reportable, WorkerStore } from './store.ts';
 
 const CONNECT_MS = 3000;
 const STATEMENT_MS = 5000;
 const CONNECTIONS_MAX = 4;
-/** The one under which every part of Holdfast makes its tables. */
-const SCHEMA_LOCK = 0x4846_0001;
 /** Settled entries are forgotten one by one; what a crash left behind goes after this time. */
 const RETENTION = '7 days';
 /** A report guards against a second one for as long as the ledger could bring the entry back, and well beyond. */
@@ -48,7 +46,7 @@ export async function openPostgresStore(options: PostgresStoreOptions): Promise<
   try {
     const client = await pool.connect();
     try {
-      await prepare(client);
+      await migrate(client, new URL('../ledger/sql/', import.meta.url));
       for (const stream of options.streams) queues.set(stream, await queueId(client, options, stream));
     } finally {
       client.release();
@@ -180,21 +178,6 @@ async function begin(pool: pg.Pool, queue: string, failures: readonly PermanentF
     ],
   });
   return new Set(rows.map((row) => row.id));
-}
-
-/** Makes the tables where there are none; several workers may start at once. */
-async function prepare(client: pg.PoolClient): Promise<void> {
-  const sql = await readFile(new URL('./sql/001-worker.sql', import.meta.url), 'utf8');
-  await client.query('SELECT pg_advisory_lock($1)', [SCHEMA_LOCK]);
-  try {
-    await client.query('CREATE SCHEMA IF NOT EXISTS holdfast');
-    const { rows } = await client.query<{ ready: boolean }>(
-      "SELECT to_regclass('holdfast.worker_queue') IS NOT NULL AS ready",
-    );
-    if (rows[0]?.ready !== true) await client.query(sql);
-  } finally {
-    await client.query('SELECT pg_advisory_unlock($1)', [SCHEMA_LOCK]);
-  }
 }
 
 async function queueId(client: pg.PoolClient, options: PostgresStoreOptions, stream: string): Promise<string> {

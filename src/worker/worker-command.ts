@@ -1,0 +1,55 @@
+/** `holdfast worker`: loads an app and works until a signal; `--app` is a file, or the name of an app that is built in. */
+import { join, resolve } from 'node:path';
+import { formatAddress } from '../config/address.ts';
+import type { Config } from '../config/config.ts';
+import { loadConfig } from '../config/load-config.ts';
+import { settingsHelp } from '../config/settings.ts';
+import { runningPostgresUrl } from '../embedded/postgres.ts';
+import { HoldfastError } from '../errors.ts';
+import { createLogger } from '../operations/logger.ts';
+import type { Subcommand } from '../subcommand.ts';
+import { type LoadedApp, loadApp } from './load-app.ts';
+import { startWorker } from './worker.ts';
+import { workerUrl } from './worker-url.ts';
+
+/** Apps that come with Holdfast, by name. */
+export type BuiltInApps = ReadonlyMap<string, () => Promise<LoadedApp>>;
+
+/** The ledger's database, also where another process runs it in the data directory. */
+async function databaseUrl(config: Config): Promise<string | undefined> {
+  return config.ledger.databaseUrl?.reveal() ?? (await runningPostgresUrl(join(config.dataDir, 'postgres')));
+}
+
+export function workerCommand(builtIn: BuiltInApps): Subcommand {
+  const names = [...builtIn.keys()];
+  return {
+    help: () => `Usage: holdfast worker --app APP [FLAGS]
+
+Handles the entries of streams until SIGINT or SIGTERM, which let it finish what runs; a second one ends it at once.
+
+  --app APP  a JavaScript or TypeScript module that exports an app${names.map((name) => `, or ${name}`).join('')}
+
+${settingsHelp()}
+`,
+    async run({ args, env, workingDirectory, terminal, stopRequested }) {
+      const { config, flags } = loadConfig({ args, env, workingDirectory, flags: { app: { type: 'string' } } });
+      const name = typeof flags.app === 'string' ? flags.app : names[0];
+      if (name === undefined) throw new HoldfastError('CONFIG', '--app: is missing');
+      const load = builtIn.get(name) ?? (() => loadApp(resolve(workingDirectory, name)));
+      const { app, module } = await load();
+      const log = createLogger({ level: config.log.level, pretty: terminal });
+      const { http, drainMs } = config.worker;
+      const worker = await startWorker(app, {
+        kv: workerUrl(config),
+        database: await databaseUrl(config),
+        module,
+        http: http === 'off' ? undefined : formatAddress(http),
+        drainMs,
+        log,
+      });
+      await stopRequested;
+      await worker.stop();
+      return 0;
+    },
+  };
+}
