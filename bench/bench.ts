@@ -10,13 +10,14 @@ import {
   isInstalled,
   type KvBinary,
   type RunningProcess,
+  startDataPlane,
   startHaproxy,
   startHoldfast,
   startKv,
   startNutcracker,
 } from './processes.ts';
 
-export type TargetName = 'direct' | 'holdfast' | 'other' | 'nutcracker' | 'haproxy';
+export type TargetName = 'direct' | 'holdfast' | 'data-plane' | 'other' | 'nutcracker' | 'haproxy';
 export type Placement = 'pinned' | 'unpinned';
 
 export interface BenchOptions {
@@ -71,8 +72,8 @@ interface BenchCase {
   stream?(target: TargetName): string;
 }
 
-const ALL_TARGETS: readonly TargetName[] = ['direct', 'holdfast', 'other', 'nutcracker', 'haproxy'];
-const STREAM_TARGETS: readonly TargetName[] = ['direct', 'holdfast', 'other', 'haproxy'];
+const ALL_TARGETS: readonly TargetName[] = ['direct', 'holdfast', 'data-plane', 'other', 'nutcracker', 'haproxy'];
+const STREAM_TARGETS: readonly TargetName[] = ['direct', 'holdfast', 'data-plane', 'other', 'haproxy'];
 const LEDGER_TARGETS: readonly TargetName[] = ['direct', 'holdfast', 'other'];
 const UNLEDGERED = 'plain:';
 const MEASUREMENT_SECONDS_MAX = 2;
@@ -143,6 +144,7 @@ async function startTargets(options: BenchOptions, kv: RunningProcess, notes: st
   };
   const launchers: Readonly<Record<Exclude<TargetName, 'direct'>, () => Promise<RunningProcess>>> = {
     holdfast: () => startHoldfast(holdfast),
+    'data-plane': () => startDataPlane({ kvPort: kv.port }),
     other: () => startHoldfast({ ...holdfast, checkout: options.otherCheckout ?? '.' }),
     nutcracker: () => startNutcracker(kv.port),
     haproxy: () => startHaproxy(kv.port),

@@ -9,7 +9,7 @@ const USAGE = `usage: npm run bench -- [options]
   --quick             three rounds, unpinned, about a minute
   --seconds N         time for the whole run (default: 420; --quick: 60)
   --rounds N          rounds that count (default: 5; --quick: 3)
-  --target LIST       of direct,holdfast,nutcracker,haproxy (default: all that are installed)
+  --target LIST       of direct,holdfast,data-plane,nutcracker,haproxy (default: all installed but data-plane)
   --case LIST         of ${BENCH_CASES.map((each) => each.name).join(', ')}
   --placement LIST    of pinned,unpinned (default: both)
   --server NAME       redis-server or valkey-server (default: redis-server)

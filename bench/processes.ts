@@ -267,3 +267,31 @@ export async function startHoldfast(options: HoldfastLaunch): Promise<RunningPro
     stopTimeoutMs: 15_000,
   });
 }
+
+export interface DataPlaneLaunch {
+  kvPort: number;
+  pooling?: 'transaction' | 'session';
+  limits?: Readonly<Record<string, number>>;
+  checkout?: string;
+}
+
+/** The data plane without ledger and interceptors. */
+export async function startDataPlane(options: DataPlaneLaunch): Promise<RunningProcess> {
+  const directory = temporaryDirectory('data-plane');
+  const port = await freePort();
+  return launch({
+    name: 'data-plane',
+    command: process.execPath,
+    args: [
+      '--import',
+      import.meta.resolve('tsx'),
+      join(options.checkout ?? repository, 'bench', 'data-plane.ts'),
+      String(port),
+      String(options.kvPort),
+      options.pooling ?? 'transaction',
+      JSON.stringify(options.limits ?? {}),
+    ],
+    port,
+    directory,
+  });
+}

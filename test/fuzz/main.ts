@@ -24,7 +24,7 @@ const USAGE = `usage: npm run fuzz -- [options]; each part runs when it is asked
   --seed S          (default: from the clock)
   --server NAME     redis-server or valkey-server (default: redis-server)
   --pooling MODE    transaction or session (default: transaction)
-  --front NAME      holdfast, or none to try the tests themselves (default: holdfast)
+  --front NAME      holdfast, data-plane, or none to try the tests themselves (default: holdfast)
   --mismatches N    stops after so many (default: 20)
 `;
 const MEGABYTE = 1024 * 1024;

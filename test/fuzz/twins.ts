@@ -1,14 +1,14 @@
 /**
- * Twin KV servers: one reached directly, the other through Holdfast as a process of its own; or directly as well
- * (`none`), which shows what a test finds where nothing is wrong.
+ * Twin KV servers: one reached directly, the other through Holdfast as a process of its own (`data-plane`: without
+ * ledger and interceptors); or directly as well (`none`), which shows what a test finds where nothing is wrong.
  */
 import { startLedgerDatabases } from '../../bench/ledger-databases.ts';
-import { type KvBinary, type RunningProcess, startHoldfast, startKv } from '../../bench/processes.ts';
+import { type KvBinary, type RunningProcess, startDataPlane, startHoldfast, startKv } from '../../bench/processes.ts';
 import { connectRaw } from '../support/raw-client.ts';
 
 export interface TwinOptions {
   readonly server: KvBinary;
-  readonly front: 'holdfast' | 'none';
+  readonly front: 'holdfast' | 'data-plane' | 'none';
   readonly pooling: 'transaction' | 'session';
   readonly settings?: Readonly<Record<string, unknown>>;
 }
@@ -46,6 +46,9 @@ export async function startTwins(options: TwinOptions): Promise<Twins> {
         pooling: options.pooling,
         ...(options.settings === undefined ? {} : { settings: options.settings }),
       });
+      running.push(front);
+    } else if (options.front === 'data-plane') {
+      front = await startDataPlane({ kvPort: behind.port, pooling: options.pooling });
       running.push(front);
     }
     const flush = async (port: number) => {

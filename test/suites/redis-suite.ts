@@ -19,6 +19,7 @@ const USAGE = `usage: npm run test:redis-suite -- [options]
   --server LIST        redis-server,valkey-server (default: both that are installed)
   --target LIST        transaction,session, or direct alone (default: transaction,session)
   --variant LIST       resp2,resp3,singledb (default: all)
+  --data-plane         Holdfast without ledger and interceptors
   --units LIST         units such as unit/multi (default: all)
   --tags TAGS          as the suite has it (default: -slow)
   --jobs N             units at a time (default: 2)
@@ -124,6 +125,7 @@ async function main(): Promise<number> {
       server: { type: 'string' },
       target: { type: 'string' },
       variant: { type: 'string' },
+      'data-plane': { type: 'boolean', default: false },
       units: { type: 'string' },
       tags: { type: 'string', default: '-slow' },
       jobs: { type: 'string', default: '2' },
@@ -149,7 +151,9 @@ async function main(): Promise<number> {
   );
   const sources = obtainRedisSources();
   const units = values.units?.split(',') ?? (values.short ? SHORT_UNITS : listUnits(sources));
-  const ledger = targets.some((target) => target !== 'direct') ? await startLedgerDatabases() : undefined;
+  const dataPlaneOnly = values['data-plane'];
+  const ledger =
+    targets.some((target) => target !== 'direct') && !dataPlaneOnly ? await startLedgerDatabases() : undefined;
   const comparisons: Comparison[] = [];
   for (const server of servers) {
     for (const variant of variants) {
@@ -161,6 +165,7 @@ async function main(): Promise<number> {
         tags: values.tags,
         jobs: Number(values.jobs),
         unitTimeoutSeconds: Number(values['unit-timeout']),
+        dataPlaneOnly,
         ...(ledger === undefined ? {} : { createDatabase: () => ledger.create() }),
       };
       const direct = await baseline(sources, options, values['fresh-baseline']);

@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import {
   type KvBinary,
   type RunningProcess,
+  startDataPlane,
   startHoldfast,
   startKv,
   temporaryDirectory,
@@ -48,6 +49,8 @@ export interface SuiteOptions extends SuiteTarget {
   readonly tags: string;
   readonly jobs: number;
   readonly unitTimeoutSeconds: number;
+  /** Without ledger and interceptors. */
+  readonly dataPlaneOnly?: boolean;
   /** A database of its own for each Holdfast. */
   readonly createDatabase?: () => Promise<string>;
   readonly onUnit?: (result: UnitResult) => void;
@@ -150,7 +153,9 @@ async function runUnit(unit: string, directory: string, basePort: number, option
   try {
     const kv = await startKv(options.server, SERVER_ARGS);
     processes.push(kv);
-    if (options.target !== 'direct') {
+    if (options.target !== 'direct' && options.dataPlaneOnly === true) {
+      processes.unshift(await startDataPlane({ kvPort: kv.port, pooling: options.target }));
+    } else if (options.target !== 'direct') {
       const databaseUrl = await options.createDatabase?.();
       processes.unshift(
         await startHoldfast({
