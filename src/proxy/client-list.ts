@@ -3,6 +3,7 @@
  * of a server's memory give what Holdfast holds for the client.
  */
 import * as encode from '../resp/encode.ts';
+import { isInteger } from './integer.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { Pin } from './session-state.ts';
@@ -99,7 +100,7 @@ export function clientList(session: Session, request: Request): void {
     const wanted: Session[] = [];
     for (const arg of args.slice(3)) {
       const id = arg.toString('latin1');
-      if (!/^-?\d{1,15}$/.test(id)) {
+      if (!isInteger(id)) {
         session.answer(encode.error('ERR Invalid client ID'));
         return;
       }

@@ -4,7 +4,18 @@
  */
 import { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
-import { forward, intercept, newExchange, onLane, send, sendControl, sendExchange, sendSticky } from './forward.ts';
+import {
+  forward,
+  forwardEnd,
+  intercept,
+  isRefusedEnd,
+  newExchange,
+  onLane,
+  send,
+  sendControl,
+  sendExchange,
+  sendSticky,
+} from './forward.ts';
 import { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { answerSessionCommand, queuedSessionCommand, resetSession } from './session-commands.ts';
@@ -70,10 +81,14 @@ export function dispatch(session: Session, request: Request): void {
     case 'unwatch':
     case 'exec':
     case 'discard':
+      if (request.args.length > 1) {
+        send(session, request, 0);
+        return;
+      }
       session.watchLost = false;
       onLane(session, 0, () => {
         session.pins &= ~Pin.watch;
-        forward(session, request);
+        forwardEnd(session, request);
       });
       return;
     case 'subscribe':
@@ -84,7 +99,7 @@ export function dispatch(session: Session, request: Request): void {
       sendSticky(session, request, request.command!.name);
       return;
     case 'raw':
-      enterRawMode(session, request);
+      sendRaw(session, request);
       return;
     case 'control':
       sendControl(session, request);
@@ -103,6 +118,11 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
   session.onLane(
     Pin.transaction,
     () => {
+      if (request.args.length > 1 && (carriage === 'exec' || carriage === 'discard')) {
+        // The server refuses it and stays in the transaction.
+        forward(session, request);
+        return;
+      }
       switch (carriage) {
         case 'exec':
           endTransaction(session);
@@ -112,7 +132,7 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
         case 'discard':
           endTransaction(session);
           for (const member of transaction.members) member.discard();
-          forward(session, request);
+          forwardEnd(session, request);
           return;
         case 'multi':
         case 'watch':
@@ -121,12 +141,11 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
         case 'subscribe':
         case 'unsubscribe':
         case 'raw':
-          // Confirmations inside EXEC's reply and behind it: the framing is client's and server's from here on.
-          session.transaction = undefined;
-          enterRawMode(session, request);
+          refuseQueueing(session, request, transaction);
           return;
         default:
-          enqueue(session, request, transaction);
+          if (mayNotQueue(session, request)) refuseQueueing(session, request, transaction);
+          else enqueue(session, request, transaction);
       }
     },
     () => {
@@ -150,8 +169,28 @@ function answerInLostTransaction(session: Session, request: Request, transaction
   session.answer(carriage === 'discard' ? encode.OK : TRANSACTION_LOST);
 }
 
+/** Replies that would be left out, and a change of identity that the KV store cannot judge. */
+function mayNotQueue(session: Session, request: Request): boolean {
+  const name = request.command?.name;
+  if (name === 'client|reply') return true;
+  return session.context.identities !== undefined && (name === 'auth' || (name === 'hello' && request.args.length > 2));
+}
+
+/**
+ * What these answer does not stand in EXEC's reply where it should (confirmations behind it, replies left out): nobody
+ * could tell any more which reply is whose. They are refused, and the transaction with them.
+ */
+function refuseQueueing(session: Session, request: Request, transaction: Transaction): void {
+  transaction.broken ??= 'refused';
+  const name = request.command?.name.replace('|', ' ').toUpperCase();
+  session.answer(encode.error(`ERR ${name} inside MULTI is not possible through Holdfast: send it before or after`));
+}
+
 function enqueue(session: Session, request: Request, transaction: Transaction): void {
-  const own = queuedSessionCommand(session, request);
+  const { carriage } = request.plan;
+  // What these change is the connection's own: nobody else may find it there.
+  if (carriage === 'session' || carriage === 'sticky') session.laneDirty = true;
+  const own = carriage === 'sticky' ? keepSticky(session, request) : queuedSessionCommand(session, request);
   if (request.plan.interceptors.length === 0 && own === undefined) {
     transaction.slots += 1;
     forward(session, request);
@@ -175,12 +214,27 @@ function enqueue(session: Session, request: Request, transaction: Transaction): 
   });
 }
 
+/** A sticky command in a transaction: once EXEC has executed it, the session stays where it was. */
+function keepSticky(session: Session, request: Request): (reply: Buffer) => Buffer {
+  return (reply) => {
+    if (reply[0] !== MINUS) {
+      session.pins |= Pin.sticky;
+      session.setup.set(request.command!.name, request.args);
+    }
+    return reply;
+  };
+}
+
 function execute(session: Session, request: Request, transaction: Transaction): void {
   if (transaction.members.length === 0 && request.plan.interceptors.length === 0) {
-    forward(session, request);
+    forwardEnd(session, request);
     return;
   }
   const exchange = newExchange(session, request, false, transaction.members);
+  exchange.finally((reply) => {
+    if (isRefusedEnd(reply, 0)) session.laneDirty = true;
+    return reply;
+  });
   // Until it is sent the connection's transaction is open.
   session.pins |= Pin.transaction;
   intercept(session, exchange, request, () => {
@@ -247,13 +301,14 @@ function subscribe(session: Session, request: Request): void {
         reply: (frame) => {
           const failed = frame[0] === MINUS;
           if (failed) revert();
-          if (!silent) session.push(frame);
+          // Confirmations are pushes to the server too: CLIENT REPLY silences only the error.
+          if (!failed || !silent) session.push(frame);
           left -= 1;
           if (left === 0 || failed) settle();
         },
         lost: (cause) => {
           // Subscriptions are made again on the next lane; only who is left without one is told.
-          if (subscriptions.size === 0) session.output.write(encode.error(cause.toReplyText()));
+          if (subscriptions.size === 0 && !session.leaving) session.output.write(encode.error(cause.toReplyText()));
           settle();
         },
       },
@@ -273,6 +328,18 @@ function updateSubscribed(session: Session): void {
 }
 
 // ------------------------------------------------------------------ raw mode
+
+function sendRaw(session: Session, request: Request): void {
+  if (request.plan.interceptors.length === 0) {
+    enterRawMode(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, false, []);
+  intercept(session, exchange, request, () => {
+    if (exchange.answer !== undefined) session.inTurn(() => exchange.settleAnswer());
+    else enterRawMode(session, new Request(request.plan, exchange.args, undefined));
+  });
+}
 
 /** From here on bytes pass both ways without framing; what is in flight is answered first. */
 function enterRawMode(session: Session, request: Request): void {

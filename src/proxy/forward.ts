@@ -6,6 +6,8 @@ import type { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { Hold, Pin } from './session-state.ts';
 
+const MINUS = 45;
+
 /** Runs `action` on a fitting lane; where there is none, its request is answered with the reason. */
 export function onLane(session: Session, pin: number, action: () => void): void {
   session.onLane(pin, action, (reply) => session.answer(reply));
@@ -16,6 +18,36 @@ export function forward(session: Session, request: Request): void {
   session.inFlight += 1;
   const receiver = session.replyMode === 'on' ? session : session.sink;
   session.lane!.sendPlain(receiver, request.bytes, 0, request.bytes.length, 1);
+}
+
+/**
+ * Sends the end of a transaction or a watch. A lane on which the server did not take it (wrong arguments, an ACL) is in
+ * that state still, and is not used by another session.
+ */
+export function forwardEnd(session: Session, request: Request): void {
+  session.inFlight += 1;
+  const receiver = session.replyMode === 'on' ? session : session.sink;
+  let first = true;
+  session.lane!.sendPlain(
+    {
+      deliver: (buffer, start, end, readBuffer) => {
+        if (first && isRefusedEnd(buffer, start)) session.laneDirty = true;
+        first = false;
+        receiver.deliver(buffer, start, end, readBuffer);
+      },
+      repliesDone: (count) => receiver.repliesDone(count),
+      repliesLost: (count, partial, cause) => receiver.repliesLost(count, partial, cause),
+    },
+    request.bytes,
+    0,
+    request.bytes.length,
+    1,
+  );
+}
+
+/** Whether a reply to EXEC, DISCARD or UNWATCH says that the state they end is still there. */
+export function isRefusedEnd(buffer: Buffer, start: number): boolean {
+  return buffer[start] === MINUS && buffer.toString('latin1', start + 1, start + 10) !== 'EXECABORT';
 }
 
 /** Sends a request through its interceptors, if it has any. */

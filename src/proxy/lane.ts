@@ -94,6 +94,8 @@ export class Lane {
   reads = 0;
   stalled = false;
   congested = false;
+  /** Our side of the connection has ended; the server closes it soon. */
+  finishing = false;
   /** Sessions to tell when the KV store takes bytes again. */
   readonly drainWaiters = new Set<() => void>();
 
@@ -257,6 +259,17 @@ export class Lane {
     const owner = this.owner;
     this.owner = undefined;
     owner?.laneClosed(cause);
+  }
+
+  /**
+   * Ends our side of the connection behind what was sent, as the client did: the server still answers what it had
+   * before, gives up what blocks, and closes.
+   */
+  finish(): void {
+    if (this.finishing || this.state === 'closed') return;
+    this.finishing = true;
+    this.flush();
+    this.socket.end();
   }
 
   /** Writes what was appended in this tick. */

@@ -17,6 +17,8 @@ import type { SessionOutput } from './session-output.ts';
 
 /** What an exchange needs of the session it belongs to. */
 export interface ExchangeHost {
+  /** The client ended its side, and the server gives up what it did not get to: nobody is owed an answer. */
+  readonly leaving: boolean;
   readonly view: SessionView;
   readonly output: SessionOutput;
   readonly log: Logger;
@@ -102,24 +104,26 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   reply(frame: Buffer): void {
-    this.host.replyDone();
-    if (this.queued) {
-      if (frame.equals(encode.QUEUED)) {
-        this.write(frame);
-        return;
+    if (this.queued && frame.equals(encode.QUEUED)) this.write(frame);
+    else {
+      if (this.queued) {
+        this.discard();
+        this.slot = -1;
       }
-      this.discard();
-      this.slot = -1;
+      this.settle(this.transform(frame));
     }
-    this.settle(this.transform(frame));
+    // Last: who waits until everything was answered writes behind this reply.
+    this.host.replyDone();
   }
 
   lost(cause: HoldfastError): void {
+    for (const member of this.transaction) member.discard();
+    if (this.host.leaving || this.queued) this.discard();
+    if (!this.host.leaving) this.recover(cause);
     this.host.replyDone();
-    if (this.queued || this.transaction.length > 0) {
-      for (const member of this.transaction) member.discard();
-      if (this.queued) this.discard();
-    }
+  }
+
+  private recover(cause: HoldfastError): void {
     const { recovery } = this;
     if (recovery === undefined) {
       this.write(encode.error(cause.toReplyText()));

@@ -7,9 +7,11 @@ import * as encode from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
 import { clientLine, clientList, killClients } from './client-list.ts';
 import { forward, onLane, send, sendSticky } from './forward.ts';
+import { isInteger } from './integer.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { Hold, LOST_TEXT, Pin } from './session-state.ts';
+import type { Credentials } from './upstream.ts';
 
 const MINUS = 45;
 const NOAUTH_HELLO = encode.error(
@@ -27,10 +29,7 @@ const HANDLERS: Readonly<Record<string, Handler>> = {
   auth,
   select,
   'client|id': (session) => session.answer(encode.integer(session.id)),
-  'client|getname': (session) =>
-    session.answer(
-      session.name === '' ? encode.nullBulk(session.protocol) : encode.bulk(Buffer.from(session.name, 'latin1')),
-    ),
+  'client|getname': (session) => session.answer(nameReply(session)),
   'client|setname': setName,
   'client|setinfo': setInfo,
   'client|info': (session) => session.answer(encode.text(session.protocol, clientLine(session))),
@@ -78,10 +77,25 @@ export function queuedSessionCommand(session: Session, request: Request): ((repl
         return reply;
       };
     case 'client|getname':
-      return () =>
-        session.name === '' ? encode.nullBulk(session.protocol) : encode.bulk(Buffer.from(session.name, 'latin1'));
+      return (reply) => (reply[0] === MINUS ? reply : nameReply(session));
     case 'client|info':
-      return () => encode.text(session.protocol, clientLine(session));
+      return (reply) => (reply[0] === MINUS ? reply : encode.text(session.protocol, clientLine(session)));
+    case 'hello':
+      return (reply) => {
+        if (reply[0] === MINUS) return reply;
+        const options = readHello(request);
+        if (!Buffer.isBuffer(options)) {
+          if (options.auth !== undefined) session.become(undefined, credentialsOf(options.auth));
+          if (options.name !== undefined) session.name = options.name.toString('latin1');
+          session.protocol = options.protocol ?? session.protocol;
+        }
+        return greeting(session);
+      };
+    case 'auth':
+      return (reply) => {
+        if (reply[0] !== MINUS) session.become(undefined, credentialsOf(request.args));
+        return reply;
+      };
     default:
       return undefined;
   }
@@ -111,10 +125,15 @@ function authenticate(session: Session, args: readonly Buffer[], done: (refused:
   });
 }
 
+/** Who a whole AUTH names. */
+function credentialsOf(args: readonly Buffer[]): Credentials {
+  const named = args.length === 3;
+  return { username: named ? args[1]!.toString() : undefined, password: args[named ? 2 : 1]! };
+}
+
 /** Holdfast's own users first, then the KV store's. Gives the error to answer with, or nothing. */
 async function judge(session: Session, args: readonly Buffer[]): Promise<Buffer | undefined> {
-  const named = args.length === 3;
-  const credentials = { username: named ? args[1]!.toString() : undefined, password: args[named ? 2 : 1]! };
+  const credentials = credentialsOf(args);
   const { identities, upstream } = session.context;
   const own = (await identities?.authenticate(credentials.username, credentials.password)) ?? 'unknown';
   if (own === 'refused') return WRONG_PASSWORD;
@@ -148,7 +167,7 @@ function readHello(request: Request): HelloOptions | Buffer {
   let protocol: encode.Protocol | undefined;
   if (args.length > 1) {
     const version = args[1]!.toString('latin1');
-    if (!/^-?\d{1,18}$/.test(version)) return encode.error('ERR Protocol version is not an integer or out of range');
+    if (!isInteger(version)) return encode.error('ERR Protocol version is not an integer or out of range');
     if (version !== '2' && version !== '3') return encode.error('NOPROTO unsupported protocol version');
     protocol = version === '3' ? 3 : 2;
   }
@@ -241,13 +260,9 @@ function greeting(session: Session): Buffer {
 
 function select(session: Session, request: Request): void {
   const index = request.args[1]!.toString('latin1');
-  if (!/^-?\d{1,18}$/.test(index)) {
-    session.answer(encode.error('ERR invalid DB index'));
-    return;
-  }
   const database = Number(index);
-  if (database === session.database) {
-    // The server is asked all the same: it may refuse (NOAUTH, NOPERM, cluster mode).
+  if (database === session.database || !/^(?:0|[1-9]\d{0,8})$/.test(index)) {
+    // Nothing changes, but the server is asked all the same: it may refuse (no such number, NOAUTH, cluster mode).
     onLane(session, 0, () => forward(session, request));
     return;
   }
@@ -282,6 +297,7 @@ function select(session: Session, request: Request): void {
 
 /** Back to what a new connection is. */
 export function resetSession(session: Session): void {
+  const silent = session.replyMode === 'skip';
   session.hold(Hold.request);
   session.whenQuiet(() => {
     if (session.transaction !== undefined) for (const member of session.transaction.members) member.discard();
@@ -298,12 +314,16 @@ export function resetSession(session: Session): void {
       session.database = 0;
       session.protocol = 2;
     });
-    session.answer(encode.simple('RESET'));
+    if (!silent) session.answer(encode.simple('RESET'));
     session.lift(Hold.request);
   });
 }
 
 // ------------------------------------------------------------------ CLIENT
+
+function nameReply(session: Session): Buffer {
+  return session.name === '' ? encode.nullBulk(session.protocol) : encode.bulk(Buffer.from(session.name, 'latin1'));
+}
 
 function isClientName(name: Buffer): boolean {
   return name.every((byte) => byte >= 33 && byte <= 126);
@@ -354,8 +374,8 @@ function setReplyMode(session: Session, request: Request): void {
 /** The client that an ID of Holdfast's names is unblocked by its connection's ID at the server. */
 function unblock(session: Session, request: Request): void {
   const id = request.args[2]!.toString('latin1');
-  if (!/^-?\d{1,15}$/.test(id)) {
-    session.answer(encode.error('ERR value is not an integer or out of range'));
+  if (!/^[1-9]\d{0,14}$/.test(id)) {
+    onLane(session, 0, () => forward(session, request));
     return;
   }
   const laneId = session.context.registry.get(Number(id))?.blockedLaneId() ?? 0;

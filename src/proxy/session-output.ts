@@ -21,6 +21,8 @@ export interface OutputEvents {
   slow(): void;
   /** More than `outputBytesMax` waits for the client. */
   overflow(): void;
+  /** After `finish`: everything owed is on its way, and our side has ended. */
+  finished(): void;
 }
 
 interface Segment {
@@ -145,7 +147,10 @@ export class SessionOutput {
       this.socket.write(pending.length === 1 ? pending[0]! : Buffer.concat(pending));
       this.check();
     }
-    if (this.finishing && this.segments.length === 0) this.socket.end();
+    if (this.finishing && this.segments.length === 0) {
+      this.ended = true;
+      this.socket.end(() => this.events.finished());
+    }
   };
 
   private releaseReady(): void {

@@ -10,8 +10,8 @@
  *                    ◀───────────────────────────────────
  *                       pins = 0 and nothing in flight
  *
- * `holds` says why no further request is taken now (bits, any of them); input waits in `partial` and the socket is not
- * read. Whoever sets a hold goes on with its own request first and lifts the hold then, so that order is kept.
+ * `holds` says why no further request is taken now (bits, any of them); input waits in `partial`, and the socket is not
+ * read when that is full. Whoever sets a hold goes on with its own request first and lifts the hold then, so that order is kept.
  */
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
@@ -34,6 +34,8 @@ import { Subscriptions } from './subscriptions.ts';
 import type { Credentials } from './upstream.ts';
 
 const EMPTY = Buffer.alloc(0);
+const LINGER_MS = 1000;
+const HELD_BYTES_MAX = 1024 * 1024;
 const INVALIDATE_ALL = Buffer.from('>2\r\n$10\r\ninvalidate\r\n_\r\n');
 export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeHost {
   readonly id: number;
@@ -92,7 +94,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   private endWait: (() => void) | undefined;
   private socketPaused = false;
   private clientEnded = false;
+  /** Requests are being taken from what was kept: `partial` does not tell whether there are more. */
+  private consuming = false;
   private skipRequested = false;
+  private skipUsed = false;
   private quietListeners: (() => void)[] = [];
   private readonly closeListeners: (() => void)[] = [];
   private readonly resendLanes = new Set<Lane>();
@@ -114,6 +119,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         );
         this.close(`its output buffer exceeded ${context.limits.outputBytesMax} bytes`);
       },
+      finished: () => this.linger(),
     });
     this.sink = {
       deliver: () => undefined,
@@ -135,6 +141,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   get view(): SessionView {
     return this;
+  }
+
+  get leaving(): boolean {
+    return this.lane?.finishing === true;
   }
 
   get scope(): object | undefined {
@@ -176,11 +186,12 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   /** Bytes from the client, in a buffer that is used again after the return. */
   readonly receive = (buffer: Buffer, length: number): void => {
-    if (this.closed) return;
+    if (this.closed || this.holds & Hold.ending) return;
     this.lastActiveAt = Date.now();
     if (this.partialLength > 0 || this.holds !== 0) {
       this.keep(buffer, 0, length);
       if (this.holds === 0) this.consumePartial();
+      else this.pauseWhenFull();
       return;
     }
     const taken = this.consume(buffer, 0, length);
@@ -193,7 +204,14 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /** Adds a hold: no request is taken until it is lifted. */
   hold(reason: number): void {
     this.holds |= reason;
-    if (this.socketPaused || this.closed) return;
+  }
+
+  /**
+   * A held session goes on reading for a while: only who reads learns that the client is gone, and a blocked client
+   * that is gone must not be given an element.
+   */
+  private pauseWhenFull(): void {
+    if (this.partialLength < HELD_BYTES_MAX || this.socketPaused || this.closed) return;
     this.socketPaused = true;
     this.socket.pause();
   }
@@ -222,7 +240,9 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     const length = this.partialLength;
     this.partial = EMPTY;
     this.partialLength = 0;
+    this.consuming = true;
     const taken = this.consume(buffer, 0, length);
+    this.consuming = false;
     if (this.closed || taken === length) return;
     if (taken > 0) buffer.copyWithin(0, taken, length);
     this.partial = buffer;
@@ -318,6 +338,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       runStart = at;
       scanner.reset();
       if (request !== undefined) this.takeRequest(request);
+      else this.skipUsed = true;
       if (this.closed || this.holds !== 0) return at;
     }
     this.sendRun(buffer, runStart, at, runCount);
@@ -402,14 +423,24 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.context.counters.requests += 1;
     this.lastCommand = request.command?.name ?? 'unknown';
     this.commandsTotal += 1;
-    const skipped = this.replyMode === 'skip';
+    this.endSkip();
+    this.skipUsed = this.replyMode === 'skip';
     dispatch(this, request);
-    if (skipped && this.replyMode === 'skip') this.replyMode = 'on';
     if (this.skipRequested) {
       this.skipRequested = false;
+      this.skipUsed = false;
       this.replyMode = 'skip';
     }
     if (this.inFlight >= this.context.limits.pipelineDepthMax) this.hold(Hold.depth);
+  }
+
+  /**
+   * The request whose reply CLIENT REPLY SKIP meant, an empty one too, is over when the next one is taken: it may have
+   * had to wait.
+   */
+  private endSkip(): void {
+    if (this.skipUsed && this.replyMode === 'skip') this.replyMode = 'on';
+    this.skipUsed = false;
   }
 
   // ---------------------------------------------------------------- large requests
@@ -485,6 +516,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
    * there; requests behind it wait. `pin` says what the session needs a dedicated lane for, 0 where any lane does.
    */
   onLane(pin: number, action: () => void, refused: (reply: Buffer) => void): void {
+    if (this.closed) return;
     if (this.laneFits(pin)) {
       this.pins |= pin;
       action();
@@ -630,6 +662,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   repliesLost(count: number, partial: boolean, cause: HoldfastError): void {
     if (this.closed) return;
+    if (this.leaving) {
+      this.repliesDone(count);
+      return;
+    }
     if (partial) {
       this.close('the connection to the KV store was lost within a reply');
       return;
@@ -640,7 +676,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   push(frame: Buffer): void {
-    if (this.closed || this.replyMode === 'off') return;
+    if (this.closed) return;
     const { identity } = this;
     const seen = identity?.rewritePush === undefined ? frame : identity.rewritePush(frame);
     if (seen !== undefined) this.output.write(seen);
@@ -657,10 +693,15 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   laneClosed(cause: HoldfastError): void {
     const { lane, laneSetInUse } = this;
     if (lane !== undefined) laneSetInUse?.release(lane, false);
+    const { leaving } = this;
     this.lane = undefined;
     this.dedicated = false;
     this.laneSetInUse = undefined;
     if (this.closed) return;
+    if (leaving) {
+      this.output.finish();
+      return;
+    }
     if (this.pins & (Pin.raw | Pin.streaming)) {
       this.close(`the connection to the KV store was lost: ${cause.message}`);
       return;
@@ -682,8 +723,17 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   /** Runs `action` when everything sent before was answered, without keeping later requests back. */
   inTurn(action: () => void): void {
-    if (this.inFlight === 0 || this.lane === undefined || this.lane.state !== 'ready') action();
-    else this.lane.whenReached({ reply: action, lost: action });
+    if (this.inFlight === 0 || this.lane === undefined || this.lane.state !== 'ready') {
+      action();
+      return;
+    }
+    // In flight like a reply: who waits until everything was answered waits for this too.
+    this.inFlight += 1;
+    const reached = (): void => {
+      action();
+      this.replyDone();
+    };
+    this.lane.whenReached({ reply: reached, lost: reached });
   }
 
   /** Writes a reply of the session's own in its turn, unless the client wants none. */
@@ -693,8 +743,15 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   private quiet(): void {
+    const { leaving } = this;
     this.pins &= ~Pin.blocking;
     if (this.closed) return;
+    if (leaving) {
+      // The server closed behind the last reply it gave; what waited behind that is not asked any more.
+      this.hold(Hold.ending);
+      this.output.finish();
+      return;
+    }
     if (this.dedicated && this.pins === 0) this.leaveDedicated();
     if (this.quietListeners.length > 0) {
       const listeners = this.quietListeners;
@@ -720,9 +777,12 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   private protocolError(text: string): void {
+    this.endSkip();
     this.context.counters.protocolErrors += 1;
     this.log.debug({ client: this.id, text }, 'protocol error');
-    this.endWith(encode.error(`ERR ${text}`));
+    // One byte for one character: a refused byte is shown as it came.
+    const reply = Buffer.from(`-ERR ${text.replace(/[\r\n]/g, ' ')}\r\n`, 'latin1');
+    this.endWith(this.replyMode === 'on' ? reply : undefined);
   }
 
   /** CLIENT REPLY SKIP: the reply of the next command is not written. */
@@ -759,15 +819,43 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     });
   }
 
-  private clientEnd(): void {
-    this.clientEnded = true;
-    // A blocked client that went away must not be given an element.
-    if (this.pins & (Pin.blocking | Pin.subscribed | Pin.raw | Pin.streaming)) this.close('it closed the connection');
-    else this.finishIfEnded();
+  /**
+   * Our side has ended. What the client still sends is read and dropped for a moment: to close now would reset the
+   * connection and with it lose the last reply on the way to a client that is still writing.
+   */
+  private linger(): void {
+    if (this.closed) return;
+    this.holds |= Hold.ending;
+    this.context.registry.remove(this);
+    if (this.dedicated) this.leaveDedicated();
+    this.socket.resume();
+    const timer = setTimeout(() => this.close('it was asked to go'), LINGER_MS);
+    this.closeListeners.push(() => clearTimeout(timer));
   }
 
+  private clientEnd(): void {
+    this.clientEnded = true;
+    this.finishIfEnded();
+    if (this.holds === 0 || this.closed) return;
+    // Something waits behind a command that may block for good, and nobody is left to wait for that.
+    const timer = setTimeout(() => this.finishBlocked(), LINGER_MS);
+    this.closeListeners.push(() => clearTimeout(timer));
+  }
+
+  /**
+   * What was asked before the client ended its side is still owed. What waits without end is not: there the server is
+   * told of the end as well, and decides which of the two it is. A client that went away is not given an element.
+   */
   private finishIfEnded(): void {
-    if (this.clientEnded && this.inFlight === 0 && this.holds === 0 && !this.closed) this.output.finish();
+    if (!this.clientEnded || this.consuming || this.holds !== 0 || this.closed) return;
+    if (!this.finishBlocked() && this.inFlight === 0) this.output.finish();
+  }
+
+  private finishBlocked(): boolean {
+    if (!this.dedicated || (this.pins & (Pin.blocking | Pin.subscribed | Pin.raw | Pin.streaming)) === 0) return false;
+    this.laneDirty = true;
+    this.lane?.finish();
+    return true;
   }
 
   /** The one teardown. `reason` completes "the client was closed because …". */

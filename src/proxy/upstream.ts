@@ -178,8 +178,12 @@ export class Upstream {
     socket.on('error', (thrown) =>
       end(new HoldfastError('KVDOWN', `connection to the KV store: ${messageOf(thrown)}`)),
     );
-    socket.on('close', () => end(new HoldfastError('KVDOWN', 'the KV store closed the connection')));
-    socket.on('end', () => end(new HoldfastError('KVDOWN', 'the KV store closed the connection')));
+    const ended = (): void => {
+      const expected = lane?.finishing === true;
+      end(new HoldfastError(expected ? 'RETIRED' : 'KVDOWN', 'the KV store closed the connection'));
+    };
+    socket.on('close', ended);
+    socket.on('end', ended);
     socket.once(this.address.tls === undefined ? 'connect' : 'secureConnect', () => {
       this.handshake(current, identity, (facts) => {
         if (settled) return;

@@ -17,6 +17,11 @@ function isSpace(byte: number): boolean {
   return byte === 32 || (byte >= 9 && byte <= 13);
 }
 
+/** Not every kind of space: a vertical tab or a form feed is a part of the word that it stands in. */
+function endsWord(byte: number): boolean {
+  return byte === 32 || byte === 9 || byte === 10 || byte === 13;
+}
+
 function hexValue(byte: number | undefined): number {
   if (byte === undefined) return -1;
   if (byte >= 48 && byte <= 57) return byte - 48;
@@ -42,7 +47,7 @@ export function splitInline(line: Buffer): Buffer[] | undefined {
       }
       const byte = line[at]!;
       if (quote === 0) {
-        if (isSpace(byte)) break;
+        if (endsWord(byte)) break;
         if (byte === DOUBLE_QUOTE || byte === SINGLE_QUOTE) quote = byte;
         else bytes.push(byte);
         at += 1;

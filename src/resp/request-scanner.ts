@@ -114,8 +114,8 @@ export class RequestScanner {
       const type = buffer[at]!;
       if (type !== DOLLAR) {
         // A server says "too big bulk count string" for a long unterminated line before it looks at the type.
-        if (buffer.indexOf(CR, at) < 0 && end - at > LINE_BYTES_MAX) return this.malformed('too big bulk count string');
-        const crAt = buffer.indexOf(CR, at);
+        const crAt = lineEnd(buffer, CR, at, end);
+        if (crAt < 0 && end - at > LINE_BYTES_MAX) return this.malformed('too big bulk count string');
         if (crAt < 0 || crAt + 1 >= end) return this.suspend(found, at - start, end - start + 1);
         return this.malformed(`expected '$', got '${String.fromCharCode(type)}'`);
       }
@@ -205,30 +205,41 @@ export class RequestScanner {
   }
 
   private readUnusualLength(buffer: Buffer, from: number, end: number): number {
-    const crAt = buffer.indexOf(CR, from);
+    const crAt = lineEnd(buffer, CR, from, end);
     if (crAt < 0 || crAt + 1 >= end) return INCOMPLETE;
     if (buffer[crAt + 1] !== LF) this.canonical = false;
     const negative = buffer[from] === MINUS;
     const digits = buffer.toString('latin1', negative ? from + 1 : from, Math.min(crAt, from + 32));
     if (!/^(?:0|[1-9][0-9]{0,18})$/.test(digits) || (negative && digits === '0')) return MALFORMED;
-    if (BigInt(digits) > 9223372036854775807n) return MALFORMED;
+    if (BigInt(digits) > (negative ? 9223372036854775808n : 9223372036854775807n)) return MALFORMED;
     this.value = negative ? -Number(digits) : Number(digits);
     return crAt + 2;
   }
 
   private scanInline(buffer: Buffer, start: number, end: number): number {
-    const lfAt = buffer.indexOf(LF, start);
-    if (lfAt < 0 || lfAt >= end) {
+    const lfAt = lineEnd(buffer, LF, start, end);
+    if (lfAt < 0) {
       if (end - start > LINE_BYTES_MAX) return this.malformed('too big inline request');
       this.needed = end - start + 1;
       return INCOMPLETE;
     }
-    const lineEnd = lfAt > start && buffer[lfAt - 1] === CR ? lfAt - 1 : lfAt;
-    const args = splitInline(buffer.subarray(start, lineEnd));
+    const textEnd = lfAt > start && buffer[lfAt - 1] === CR ? lfAt - 1 : lfAt;
+    const args = splitInline(buffer.subarray(start, textEnd));
     if (args === undefined) return this.malformed('unbalanced quotes in request');
     this.inlineArguments = args;
     this.argc = args.length;
     this.position = lfAt + 1 - start;
     return this.position;
   }
+}
+
+/**
+ * Where `byte` ends the line that `from` is in, or -1. The servers look with strchr: behind a NUL they find nothing. In
+ * a line that is too long they find it only if it comes with the same read as the limit; here they never do.
+ */
+function lineEnd(buffer: Buffer, byte: number, from: number, end: number): number {
+  const at = buffer.indexOf(byte, from);
+  if (at < 0 || at >= end || at - from > LINE_BYTES_MAX) return -1;
+  const nulAt = buffer.indexOf(0, from);
+  return nulAt >= 0 && nulAt < at ? -1 : at;
 }

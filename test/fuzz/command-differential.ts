@@ -215,6 +215,7 @@ export async function fuzzCommands(options: CommandFuzzOptions): Promise<Command
       open(options.throughPort, () => wake()),
     ]);
     const history: string[][] = [];
+    let mayBeInTransaction = false;
 
     /** Gives `true` when both answered alike, `false` when not, `undefined` when neither said anything. */
     const ask = async (args: readonly string[], name: string): Promise<boolean | undefined> => {
@@ -258,6 +259,7 @@ export async function fuzzCommands(options: CommandFuzzOptions): Promise<Command
         mismatches.push({ seed, history: [...history], request: args, direct: text(direct), through: text(through) });
       }
       history.push(args);
+      if (name === 'multi') mayBeInTransaction = true;
       return alike === true && !direct.closed && name !== 'spop';
     };
 
@@ -269,6 +271,8 @@ export async function fuzzCommands(options: CommandFuzzOptions): Promise<Command
       const command = random.chance(0.5)
         ? commands[(session * SESSION_REQUESTS + count) % commands.length]!
         : random.pick(commands);
+      // Refused by Holdfast: what these answer does not stand in EXEC's reply.
+      if (mayBeInTransaction && command.name.endsWith('subscribe')) continue;
       going = await step(generateRequest(random, command), command.name);
     }
     direct.socket.destroy();

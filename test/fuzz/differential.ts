@@ -126,13 +126,20 @@ export async function fuzzFrames(options: FuzzOptions): Promise<FuzzReport> {
 
 /** A mismatch from the first byte that differs. */
 export function describeMismatch(mismatch: Mismatch): string {
-  const { direct, through, sent } = mismatch;
+  const { sent } = mismatch;
+  const direct = { ...mismatch.direct, bytes: comparable(mismatch.direct.bytes) };
+  const through = { ...mismatch.through, bytes: comparable(mismatch.through.bytes) };
   let at = 0;
   while (at < direct.bytes.length && direct.bytes[at] === through.bytes[at]) at += 1;
   const around = (bytes: Buffer) => JSON.stringify(bytes.toString('latin1', Math.max(0, at - 60), at + 120));
   return [
     `seed ${mismatch.seed}, ${sent.length} bytes in writes of ${mismatch.chunks.slice(0, 20).join(', ')}`,
-    `  sent    ${JSON.stringify(sent.toString('latin1', 0, 400))}`,
+    `  sent    ${JSON.stringify(
+      sent
+        .toString('latin1')
+        .replace(/([xya1*])\1{50,}/g, '$1…$1')
+        .slice(0, 1000),
+    )}`,
     `  direct  ${direct.end}, ${direct.bytes.length} bytes, around byte ${at}: ${around(direct.bytes)}`,
     `  through ${through.end}, ${through.bytes.length} bytes, around byte ${at}: ${around(through.bytes)}`,
   ].join('\n');

@@ -16,8 +16,33 @@ export interface Payload {
 
 type Argument = string | Buffer;
 
+/**
+ * A payload has either transactions or subscriptions: what subscribes inside MULTI has its answers outside EXEC's
+ * reply, and is refused by Holdfast.
+ */
+type Theme = 'transactions' | 'subscriptions';
+const THEMES: readonly Theme[] = ['transactions', 'subscriptions'];
+const BELONGS: Readonly<Record<Theme, RegExp>> = {
+  transactions: /^multi$/i,
+  subscriptions: /subscribe$|^client reply/i,
+};
+
+function excluded(args: readonly Argument[], theme: Theme): boolean {
+  const words = [args[0], args[1]].filter((word) => typeof word === 'string').join(' ');
+  return THEMES.some(
+    (other) => other !== theme && (BELONGS[other].test(String(args[0])) || BELONGS[other].test(words)),
+  );
+}
+
+function wellFormed(random: Random, prefix: string, theme: Theme): Argument[] {
+  for (;;) {
+    const args = anyRequest(random, prefix);
+    if (!excluded(args, theme)) return args;
+  }
+}
+
 /** One well-formed request on keys of its own prefix. */
-function wellFormed(random: Random, prefix: string): Argument[] {
+function anyRequest(random: Random, prefix: string): Argument[] {
   const key = (kind: string) => `${prefix}:${kind}${random.below(3)}`;
   const value = () =>
     random.pick<() => Argument>([
@@ -164,8 +189,8 @@ function inline(random: Random, prefix: string): Buffer {
 }
 
 /** One request that is not as it should be. */
-function malformed(random: Random, prefix: string): Buffer {
-  const args = wellFormed(random, prefix);
+function malformed(random: Random, prefix: string, theme: Theme): Buffer {
+  const args = wellFormed(random, prefix, theme);
   const whole = request(args);
   return random.pick<() => Buffer>([
     // A count or a length that lies.
@@ -220,17 +245,18 @@ function malformed(random: Random, prefix: string): Buffer {
 export function generatePayload(random: Random, prefix: string): Payload {
   const frames = 1 + random.below(random.chance(0.1) ? 60 : 10);
   const mutation = random.pick([0, 0.05, 0.3]);
+  const theme = random.pick(THEMES);
   const parts: Buffer[] = [];
   let mutated = false;
   for (let frame = 0; frame < frames; frame += 1) {
     if (random.chance(mutation)) {
-      parts.push(malformed(random, prefix));
+      parts.push(malformed(random, prefix, theme));
       mutated = true;
     } else if (random.chance(0.1)) parts.push(inline(random, prefix));
     else if (random.chance(0.05)) {
       // Never one that has to wait: a client that blocks is not answered any more once it half-closes.
       parts.push(request(['RPUSH', `${prefix}:l0`, 'ready']), request(['BLPOP', `${prefix}:l0`, '5']));
-    } else parts.push(request(wellFormed(random, prefix)));
+    } else parts.push(request(wellFormed(random, prefix, theme)));
   }
   return { bytes: Buffer.concat(parts), frames, mutated };
 }
