@@ -19,11 +19,13 @@ import { startPostgres } from './embedded/postgres.ts';
 import type { EmbeddedServer } from './embedded/server-process.ts';
 import { supervise } from './embedded/supervise.ts';
 import { HoldfastError, messageOf } from './errors.ts';
-import { ledgerInterceptors } from './intercept/ledger-interceptors.ts';
+import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
 import { startHttpServer } from './operations/http-server.ts';
-import { inspectKv, type KvTarget, requireKv } from './operations/kv-inspector.ts';
+import { inspectKv, type KvTarget } from './operations/kv-inspector.ts';
+import { ledgerFigures } from './operations/ledger-figures.ts';
+import { reportLedger } from './operations/ledger-report.ts';
 import { createLogger } from './operations/logger.ts';
 import { addFigures, createMetrics } from './operations/metrics.ts';
 import { proxyFigures } from './operations/proxy-figures.ts';
@@ -129,6 +131,12 @@ function addressOf(target: { host?: string; port?: number; path?: string }): Add
     : { path: target.path };
 }
 
+/** A database without who logs in there. */
+function placeOf(databaseUrl: string): string {
+  const { host, pathname } = new URL(databaseUrl);
+  return `${host}${pathname}`;
+}
+
 async function startEmbeddedKv(config: Config): Promise<KvServer> {
   const dataDir = join(config.dataDir, 'kv');
   const unixSocket = join(dataDir, 'kv.sock');
@@ -150,6 +158,7 @@ export async function startHoldfast(config: Config, log: Logger): Promise<Holdfa
 
 async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdfast> {
   const startedAt = new Date().toISOString();
+  const version = readVersion();
 
   async function adopt<T extends EmbeddedServer>(name: string, start: Promise<T>) {
     const server = await start;
@@ -175,13 +184,12 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
   const kvServer = embeddedKv?.server;
 
   const target = kvServer === undefined ? remoteTarget(config.kv)! : embeddedTarget(kvServer);
-  await requireKv(target, 'kv');
-
+  const databaseUrl = config.ledger.databaseUrl?.reveal() ?? postgres.value!.server.url;
   const ledger = await openLedger({
-    databaseUrl: postgres.value === undefined ? config.ledger.databaseUrl!.reveal() : postgres.value.server.url,
+    databaseUrl,
     name: `${hostname()}:${process.pid}`,
-    acknowledgementFlushMs: config.ledger.acknowledgementFlushMs,
     log,
+    acknowledgementFlushMs: config.ledger.acknowledgementFlushMs,
   });
   steps.onStop('ledger', () => ledger.close());
   const recovery = await startRecovery({
@@ -193,22 +201,21 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
   });
   steps.onStop('recovery', () => recovery.stop());
 
-  const metrics = createMetrics();
-  const inspector = inspectKv(target);
-  steps.onStop('KV inspector', () => inspector.stop());
-
   const { username: _username, password: _password, ...upstream } = target;
   const proxy = await startProxy({
     listen: config.listen.map(listenAddress),
     upstream,
     pooling: config.pooling,
     limits: config.limits,
-    interceptors: ledgerInterceptors({
-      ledger,
-      recovery,
-      holdMs: config.limits.holdMs,
-      entryBytesMax: config.ledger.entryBytesMax,
-      onFailure: config.ledger.onFailure,
+    interceptors: createInterceptors({
+      ledger: {
+        ledger,
+        recovery,
+        holdMs: config.limits.holdMs,
+        entryBytesMax: config.ledger.entryBytesMax,
+        onFailure: config.ledger.onFailure,
+      },
+      infoFields,
     }),
     upstreamListener: {
       connected: (facts) => void recovery.upstreamConnected(facts),
@@ -217,14 +224,37 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
     log,
   });
   steps.onStop('proxy', () => proxy.stop(DRAIN_MS));
-  addFigures(metrics, proxyFigures(proxy));
+
+  function infoFields(): Record<string, string | number> {
+    const { clients, lanes } = proxy.status();
+    const { available, streams } = ledger.metrics();
+    const { state, leads, lossesTotal, restoresTotal } = recovery.status();
+    return {
+      holdfast_version: version,
+      holdfast_process_id: process.pid,
+      pooling: config.pooling,
+      clients,
+      lanes,
+      ledger_available: available ? 1 : 0,
+      ledger_streams: streams,
+      recovery_state: state,
+      recovery_leads: leads ? 1 : 0,
+      recovery_losses_total: lossesTotal,
+      recovery_restores_total: restoresTotal,
+    };
+  }
+
+  const inspector = inspectKv(target);
+  steps.onStop('KV inspector', () => inspector.stop());
+  const metrics = createMetrics();
+  addFigures(metrics, [...proxyFigures(proxy), ...ledgerFigures(ledger, recovery)]);
   const addresses = proxy.addresses.map(addressOf);
 
   async function status(): Promise<StatusReport> {
     const { clients, clientsTotal, clientsRefused, requests, lanes } = proxy.status();
     const memory = process.memoryUsage();
     return {
-      version: readVersion(),
+      version,
       processId: process.pid,
       startedAt,
       listen: addresses.map(formatAddress),
@@ -243,6 +273,10 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
         ...(embeddedKv === undefined ? {} : { restarts: embeddedKv.supervision.restarts }),
         ...(kvServer?.pid === undefined ? {} : { processId: kvServer.pid }),
       },
+      ledger: await reportLedger(ledger, recovery, {
+        where: placeOf(databaseUrl),
+        embedded: config.ledger.databaseUrl === undefined,
+      }),
       memory: { residentBytes: memory.rss, heapUsedBytes: memory.heapUsed },
     };
   }
@@ -255,7 +289,12 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
       log,
       status,
       async readiness() {
-        const checks = { kv: await inspector.reachable() };
+        const { state, troubled } = recovery.status();
+        const checks = {
+          kv: await inspector.reachable(),
+          ledger: ledger.metrics().available,
+          recovered: state === 'open' && troubled.length === 0,
+        };
         return { ready: Object.values(checks).every(Boolean), checks };
       },
     });

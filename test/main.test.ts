@@ -7,7 +7,7 @@ describe('what cannot be done is one line and exit code 2', () => {
   it.each([
     [
       ['serve', '--kv', 'redis://127.0.0.1:1', '--database', 'postgres://nobody@127.0.0.1:1/x'],
-      /^holdfast: kv: .*ECONNREFUSED.*\n$/,
+      /^holdfast: ledger.database: .*ECONNREFUSED.*\n$/,
     ],
     [['serve', '--nonsense'], 'holdfast: --nonsense: there is no such flag\n'],
     [

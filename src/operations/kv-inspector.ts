@@ -4,7 +4,6 @@
  */
 import type { ConnectionOptions } from 'node:tls';
 import { Redis } from 'ioredis';
-import { HoldfastError, messageOf } from '../errors.ts';
 
 export interface KvTarget {
   readonly host?: string;
@@ -65,27 +64,6 @@ function connection(target: KvTarget): Redis {
 /** The server answered, even if with a refusal. */
 function isReply(error: unknown): boolean {
   return error instanceof Error && error.name === 'ReplyError';
-}
-
-/** Throws `CONFIG` when the KV store cannot be reached or refuses Holdfast's own password. */
-export async function requireKv(target: KvTarget, setting: string): Promise<void> {
-  const client = connection(target);
-  let failure: Error | undefined;
-  client.on('error', (error) => {
-    failure ??= error;
-  });
-  try {
-    await client.connect();
-    await client.ping();
-  } catch (error) {
-    // NOAUTH: clients bring their own passwords, Holdfast has none. LOADING and the like: it is there.
-    const reason = messageOf(failure ?? error);
-    if (!isReply(failure ?? error) || /^(WRONGPASS|NOPERM)/.test(reason) || /invalid.*password/i.test(reason)) {
-      throw new HoldfastError('CONFIG', `${setting}: the KV store cannot be used: ${reason}`, { cause: error });
-    }
-  } finally {
-    client.disconnect();
-  }
 }
 
 function reportFrom(info: string): KvReport {

@@ -1,5 +1,6 @@
 /** What `/status` gives as JSON and `holdfast status` prints. Fields are added, never renamed. */
 import type { KvReport } from './kv-inspector.ts';
+import { LAG_ENTRIES_MAX, type LedgerReport } from './ledger-report.ts';
 
 export interface StatusReport {
   readonly version: string;
@@ -21,6 +22,7 @@ export interface StatusReport {
     readonly restarts?: number;
     readonly processId?: number;
   };
+  readonly ledger: LedgerReport;
   readonly memory: { readonly residentBytes: number; readonly heapUsedBytes: number };
 }
 
@@ -57,6 +59,63 @@ function kvRows(kv: StatusReport['kv']): Row[] {
   return rows;
 }
 
+function ledgerRows(ledger: LedgerReport): Row[] {
+  const place = ledger.embedded ? `embedded at ${ledger.where}` : ledger.where;
+  const state = ledger.available ? 'available' : 'NOT AVAILABLE';
+  const leader = ledger.leads ? ', leads' : '';
+  return [
+    ['Ledger', `${state}, ${place}, ${ledger.committedTotal} entries committed, ${ledger.waitingRows} waiting`],
+    [
+      'Recovery',
+      `${ledger.state}${leader}, ${ledger.lossesTotal} losses noticed, ${ledger.restoresTotal} streams restored`,
+    ],
+    ...(ledger.lastError === undefined ? [] : [['', `last error: ${ledger.lastError}`] as const]),
+  ];
+}
+
+function table(heading: readonly string[], lines: readonly (readonly string[])[]): string {
+  if (lines.length === 0) return '';
+  const all = [heading, ...lines];
+  const widths = heading.map((_, column) => Math.max(...all.map((line) => line[column]!.length)));
+  return `\n${all
+    .map((line) =>
+      line
+        .map((cell, column) => cell.padEnd(widths[column]!))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n')}\n`;
+}
+
+function streamTable(streams: LedgerReport['streams']): string {
+  const lines = streams.flatMap((stream) => {
+    const name = stream.database === 0 ? stream.name : `${stream.name} (database ${stream.database})`;
+    const own = [name, stream.mode, String(stream.entriesAdded), stream.lastId];
+    if (stream.groups.length === 0) return [[...own, '-', '', '', '']];
+    return stream.groups.map((group, index) => [
+      ...(index === 0 ? own : ['', '', '', '']),
+      group.name,
+      group.checkpointId,
+      group.lagEntries >= LAG_ENTRIES_MAX ? `${LAG_ENTRIES_MAX} or more` : String(group.lagEntries),
+      formatDuration(group.lagMs / 1000),
+    ]);
+  });
+  return table(['STREAM', 'MODE', 'ENTRIES', 'LAST ID', 'GROUP', 'CHECKPOINT', 'BEHIND', 'BY'], lines);
+}
+
+function recoveryTable(recoveries: LedgerReport['recoveries']): string {
+  const lines = recoveries.map((recovery) => [
+    recovery.noticedAt,
+    recovery.stream,
+    recovery.cause,
+    recovery.tookMs === undefined ? 'under way' : `${recovery.tookMs} ms`,
+    String(recovery.entriesRestored),
+    String(recovery.possibleDuplicates),
+    recovery.lastError ?? '',
+  ]);
+  return table(['NOTICED', 'STREAM', 'CAUSE', 'TOOK', 'RESTORED', 'POSSIBLE DUPLICATES', 'ERROR'], lines);
+}
+
 /** For a person: a heading and aligned lines. */
 export function formatStatus(report: StatusReport, now: Date): string {
   const upSeconds = (now.getTime() - Date.parse(report.startedAt)) / 1000;
@@ -69,8 +128,10 @@ export function formatStatus(report: StatusReport, now: Date): string {
       `${clients.connected} connected (${clients.connectedTotal} since start, ${clients.refusedTotal} refused), ${clients.lanes} upstream connections, ${clients.requestsTotal} requests`,
     ],
     ...kvRows(report.kv),
+    ...ledgerRows(report.ledger),
     ['Memory', `${formatBytes(memory.residentBytes)} resident, ${formatBytes(memory.heapUsedBytes)} heap`],
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
-  return `${rows.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join('\n')}\n`;
+  const summary = `${rows.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join('\n')}\n`;
+  return summary + streamTable(report.ledger.streams) + recoveryTable(report.ledger.recoveries);
 }

@@ -22,9 +22,45 @@ it('says at a glance when the KV store is away', () => {
     pooling: 'transaction',
     clients: { connected: 1, connectedTotal: 2, refusedTotal: 0, requestsTotal: 9, lanes: 1 },
     kv: { reachable: false, where: '127.0.0.1:6379', embedded: false },
+    ledger: {
+      where: 'db/x',
+      embedded: false,
+      available: true,
+      streamsTotal: 1,
+      committedTotal: 5,
+      waitingRows: 0,
+      state: 'down',
+      leads: true,
+      lossesTotal: 1,
+      restoresTotal: 1,
+      streams: [
+        {
+          name: 'task-queue',
+          database: 0,
+          mode: 'outage',
+          entriesAdded: 5,
+          lastId: '5-0',
+          groups: [{ name: 'workers', checkpointId: '3-0', lastDeliveredId: '5-0', lagEntries: 2, lagMs: 61_000 }],
+        },
+      ],
+      recoveries: [
+        {
+          stream: 'task-queue',
+          cause: 'empty',
+          noticedAt: '2026-01-01T00:00:30.000Z',
+          tookMs: 12,
+          entriesRestored: 3,
+          aliases: 0,
+          possibleDuplicates: 0,
+        },
+      ],
+    },
     memory: { residentBytes: 2 ** 20, heapUsedBytes: 2 ** 19 },
   };
   const text = formatStatus(report, new Date('2026-01-01T00:01:05.000Z'));
   expect(text).toContain('Holdfast   1.2.3, process 7, up 1 min 5 s\n');
   expect(text).toContain('KV store   NOT REACHABLE at 127.0.0.1:6379\n');
+  expect(text).toContain('Recovery   down, leads, 1 losses noticed, 1 streams restored\n');
+  expect(text).toMatch(/^task-queue +outage +5 +5-0 +workers +3-0 +2 +1 min 1 s$/m);
+  expect(text).toMatch(/^2026-01-01T00:00:30.000Z +task-queue +empty +12 ms +3 +0$/m);
 });

@@ -1,0 +1,197 @@
+/** What the ledger knows of streams, their groups and past recoveries, for status. Bounded: the busiest come first. */
+import { formatEntryId } from '../ledger/entry-id.ts';
+import type { Ledger } from '../ledger/ledger.ts';
+import type { Recovery } from '../recovery/recovery.ts';
+
+export interface GroupReport {
+  readonly name: string;
+  readonly checkpointId: string;
+  readonly lastDeliveredId: string;
+  /** Entries above the checkpoint; at `LAG_ENTRIES_MAX` counting ends. */
+  readonly lagEntries: number;
+  /** Between the newest entry and the checkpoint. */
+  readonly lagMs: number;
+}
+
+export interface StreamReport {
+  readonly name: string;
+  readonly database: number;
+  readonly mode: string;
+  readonly entriesAdded: number;
+  readonly lastId: string;
+  readonly groups: readonly GroupReport[];
+}
+
+export interface RecoveryReport {
+  readonly stream: string;
+  readonly cause: string;
+  readonly noticedAt: string;
+  /** From noticing to completion; absent while it goes on. */
+  readonly tookMs?: number;
+  readonly entriesRestored: number;
+  readonly aliases: number;
+  readonly possibleDuplicates: number;
+  readonly lastError?: string;
+}
+
+export interface LedgerReport {
+  readonly where: string;
+  readonly embedded: boolean;
+  readonly available: boolean;
+  readonly streamsTotal: number;
+  readonly committedTotal: number;
+  readonly waitingRows: number;
+  readonly state: string;
+  readonly leads: boolean;
+  readonly lossesTotal: number;
+  readonly restoresTotal: number;
+  readonly lastError?: string;
+  /** Empty while the ledger is not available. */
+  readonly streams: readonly StreamReport[];
+  readonly recoveries: readonly RecoveryReport[];
+}
+
+export const LAG_ENTRIES_MAX = 10_000;
+const STREAMS_MAX = 50;
+const GROUPS_MAX = 20;
+const RECOVERIES_MAX = 10;
+
+const STREAMS = {
+  name: 'status-streams',
+  text: `
+  SELECT stream.stream_id, stream.database, stream.name, stream.mode,
+         coalesce(progress.added, 0)::float8 AS added, coalesce(progress.last_id, stream.seen_last_id) AS last_id
+    FROM holdfast.stream AS stream
+    LEFT JOIN (SELECT stream_id, sum(added) AS added, max(last_id) AS last_id
+                 FROM holdfast.stream_progress GROUP BY stream_id) AS progress USING (stream_id)
+   WHERE stream.ended_at IS NULL
+   ORDER BY last_id DESC, stream.stream_id
+   LIMIT ${STREAMS_MAX}`,
+};
+
+const GROUPS = {
+  name: 'status-groups',
+  text: `
+  SELECT entry_group.stream_id, entry_group.name, entry_group.checkpoint_id, entry_group.last_delivered_id, lag.entries
+    FROM (SELECT *, row_number() OVER (PARTITION BY stream_id ORDER BY progressed_at DESC) AS position
+            FROM holdfast.consumer_group
+           WHERE ended_at IS NULL AND stream_id = ANY ($1)) AS entry_group,
+         LATERAL (SELECT count(*)::integer AS entries
+                    FROM (SELECT FROM holdfast.entry
+                           WHERE entry.stream_id = entry_group.stream_id AND entry.id > entry_group.checkpoint_id
+                           LIMIT ${LAG_ENTRIES_MAX}) AS above) AS lag
+   WHERE entry_group.position <= ${GROUPS_MAX}
+   ORDER BY entry_group.name`,
+};
+
+const RECOVERIES = {
+  name: 'status-recoveries',
+  text: `
+  SELECT stream.name, recovery.cause, recovery.noticed_at, recovery.completed_at, recovery.entries_restored::float8,
+         recovery.aliases::float8, recovery.possible_duplicates::float8, recovery.last_error
+    FROM holdfast.recovery AS recovery
+    JOIN holdfast.stream AS stream USING (stream_id)
+   ORDER BY recovery.recovery_id DESC
+   LIMIT ${RECOVERIES_MAX}`,
+};
+
+interface StreamRow {
+  stream_id: string;
+  database: number;
+  name: Buffer;
+  mode: string;
+  added: number;
+  last_id: Buffer;
+}
+
+interface GroupRow {
+  stream_id: string;
+  name: Buffer;
+  checkpoint_id: Buffer;
+  last_delivered_id: Buffer;
+  entries: number;
+}
+
+interface RecoveryRow {
+  name: Buffer;
+  cause: string;
+  noticed_at: Date;
+  completed_at: Date | null;
+  entries_restored: number;
+  aliases: number;
+  possible_duplicates: number;
+  last_error: string | null;
+}
+
+function millisecondsOf(id: Buffer): number {
+  return Number(id.readBigUInt64BE(0));
+}
+
+function groupReport(row: GroupRow, lastId: Buffer): GroupReport {
+  return {
+    name: row.name.toString(),
+    checkpointId: formatEntryId(row.checkpoint_id),
+    lastDeliveredId: formatEntryId(row.last_delivered_id),
+    lagEntries: row.entries,
+    lagMs: row.entries === 0 ? 0 : Math.max(0, millisecondsOf(lastId) - millisecondsOf(row.checkpoint_id)),
+  };
+}
+
+async function readStreams(ledger: Ledger): Promise<StreamReport[]> {
+  const { rows: streams } = await ledger.pool.query<StreamRow>(STREAMS);
+  const ids = streams.map((stream) => stream.stream_id);
+  const { rows: groups } = await ledger.pool.query<GroupRow>({ ...GROUPS, values: [ids] });
+  return streams.map((stream) => ({
+    name: stream.name.toString(),
+    database: stream.database,
+    mode: stream.mode,
+    entriesAdded: stream.added,
+    lastId: formatEntryId(stream.last_id),
+    groups: groups
+      .filter((group) => group.stream_id === stream.stream_id)
+      .map((group) => groupReport(group, stream.last_id)),
+  }));
+}
+
+async function readRecoveries(ledger: Ledger): Promise<RecoveryReport[]> {
+  const { rows } = await ledger.pool.query<RecoveryRow>(RECOVERIES);
+  return rows.map((row) => ({
+    stream: row.name.toString(),
+    cause: row.cause,
+    noticedAt: row.noticed_at.toISOString(),
+    ...(row.completed_at === null ? {} : { tookMs: row.completed_at.getTime() - row.noticed_at.getTime() }),
+    entriesRestored: row.entries_restored,
+    aliases: row.aliases,
+    possibleDuplicates: row.possible_duplicates,
+    ...(row.last_error === null ? {} : { lastError: row.last_error }),
+  }));
+}
+
+/** Never throws: a ledger that does not answer is reported as such. */
+export async function reportLedger(
+  ledger: Ledger,
+  recovery: Recovery,
+  place: { readonly where: string; readonly embedded: boolean },
+): Promise<LedgerReport> {
+  const { commit } = ledger.metrics();
+  const { state, leads, lossesTotal, restoresTotal, lastError } = recovery.status();
+  const report = {
+    ...place,
+    streamsTotal: ledger.streams.size,
+    committedTotal: commit.committedTotal,
+    waitingRows: commit.waitingRows,
+    state,
+    leads,
+    lossesTotal,
+    restoresTotal,
+    ...(lastError === undefined ? {} : { lastError }),
+  };
+  const unavailable = { ...report, available: false, streams: [], recoveries: [] };
+  if (!ledger.postgres.available) return unavailable;
+  try {
+    const [streams, recoveries] = await Promise.all([readStreams(ledger), readRecoveries(ledger)]);
+    return { ...report, available: true, streams, recoveries };
+  } catch {
+    return unavailable;
+  }
+}
