@@ -2,10 +2,12 @@
 import type { Interceptor } from './interceptor.ts';
 import { ledgerAcknowledge } from './ledger-acknowledge.ts';
 import type { LedgerContext } from './ledger-context.ts';
+import { ledgerDelete } from './ledger-delete.ts';
 import { ledgerExec } from './ledger-exec.ts';
 import { ledgerGroup } from './ledger-group.ts';
 import { ledgerHold } from './ledger-hold.ts';
 import { ledgerRead } from './ledger-read.ts';
+import { ledgerReshape } from './ledger-reshape.ts';
 import { ledgerXadd } from './ledger-xadd.ts';
 
 export function ledgerInterceptors(context: LedgerContext): Interceptor[] {
@@ -14,7 +16,9 @@ export function ledgerInterceptors(context: LedgerContext): Interceptor[] {
     ledgerRead(context),
     ledgerAcknowledge(context),
     ledgerGroup(context),
+    ledgerDelete(context),
+    ledgerReshape(context),
     ledgerHold(context),
-    ledgerExec(context),
+    ledgerExec(),
   ];
 }

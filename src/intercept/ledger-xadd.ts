@@ -15,7 +15,8 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { errorText, readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { type LedgerContext, recovering } from './ledger-context.ts';
+import { holdUntilOpen, type LedgerContext, recovering } from './ledger-context.ts';
+import { beforeExec } from './transaction-steps.ts';
 import { parseXadd, type XaddRequest } from './xadd-request.ts';
 
 /** What the KV store answers while it is no store to write to: the entry was not taken. */
@@ -28,7 +29,7 @@ const DOUBT_MS = 1000;
 const SMALL_ID = encode.error('ERR The ID specified in XADD is equal or smaller than the target stream top item');
 
 /** An XADD on its way: what is needed to commit it, or to do it again. */
-export interface XaddExchange {
+interface XaddExchange {
   readonly exchange: Exchange;
   readonly parsed: XaddRequest;
   /** The client's arguments. */
@@ -38,13 +39,6 @@ export interface XaddExchange {
   epoch: number;
   /** The stream's greatest known ID when it was sent. */
   after: Buffer;
-}
-
-const QUEUED_XADD = new WeakMap<Exchange, XaddExchange>();
-
-/** The ledgered XADD that a member of a transaction is, if it is one. */
-export function queuedXadd(member: Exchange): XaddExchange | undefined {
-  return QUEUED_XADD.get(member);
 }
 
 export function ledgerXadd(context: LedgerContext): Interceptor {
@@ -159,8 +153,21 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     const { exchange } = xadd;
     exchange.args = sentArgs(xadd);
     exchange.onReply((reply) => replied(xadd, reply, 1));
-    if (exchange.queued) QUEUED_XADD.set(exchange, xadd);
+    if (exchange.queued) beforeExec(exchange, () => fix(xadd));
     else exchange.onLost((cause) => lost(xadd, cause));
+  }
+
+  /** EXEC goes out: under this epoch the ID will be given. */
+  function fix(xadd: XaddExchange): void | Promise<void> {
+    if (!ledger.writer.accepting && context.onFailure === 'refuse') {
+      throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was executed, try again');
+    }
+    xadd.epoch = xadd.stream.epoch;
+    if (recovery.isOpen(xadd.stream)) return;
+    return holdUntilOpen(context, xadd.exchange, xadd.stream).then(async () => {
+      if (xadd.stream.ended) xadd.stream = await resolve(xadd.exchange);
+      xadd.epoch = xadd.stream.epoch;
+    });
   }
 
   async function lost(xadd: XaddExchange, cause: HoldfastError): Promise<Buffer> {

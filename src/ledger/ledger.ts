@@ -8,6 +8,7 @@ import { HoldfastError, messageOf } from '../errors.ts';
 import { AcknowledgementWriter } from './acknowledgement-writer.ts';
 import { type CommitLimits, type CommitMetrics, CommitWriter } from './commit-writer.ts';
 import { GroupStore } from './group-store.ts';
+import { IntentionStore } from './intention-store.ts';
 import { migrate } from './migrate.ts';
 import { OutageWriter } from './outage-writer.ts';
 import { connectPostgres, type Postgres } from './postgres.ts';
@@ -55,6 +56,7 @@ export interface Ledger {
   readonly outage: OutageWriter;
   readonly acknowledgements: AcknowledgementWriter;
   readonly groups: GroupStore;
+  readonly intentions: IntentionStore;
   /** Calls `listener` for each notice, after the registry took it in. Gives the way to stop it. */
   onNotice(listener: (notice: LedgerNotice) => void): () => void;
   /** Sends a notice to all sidecars, this one included. */
@@ -122,6 +124,7 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
     outage,
     acknowledgements,
     groups: new GroupStore(pool),
+    intentions: new IntentionStore(pool, options.name),
     onNotice(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);

@@ -126,11 +126,16 @@ export class StreamRegistry {
   async #begin(database: number, name: Buffer): Promise<Stream> {
     // A concurrent insert of the same name makes ours do nothing and is then found by the second query.
     for (;;) {
+      // Told to the others, for a DEL that goes through them is an intention only on a stream that they know.
       await this.#pool.query(
-        `INSERT INTO holdfast.stream (database, name, incarnation)
-         SELECT $1, $2, coalesce(max(incarnation), 0) + 1 FROM holdfast.stream
-          WHERE database = $1 AND sha256(name) = sha256($2)
-         ON CONFLICT DO NOTHING`,
+        `WITH begun AS (
+           INSERT INTO holdfast.stream (database, name, incarnation)
+           SELECT $1, $2, coalesce(max(incarnation), 0) + 1 FROM holdfast.stream
+            WHERE database = $1 AND sha256(name) = sha256($2)
+           ON CONFLICT DO NOTHING
+           RETURNING stream_id
+         )
+         SELECT pg_notify('holdfast', 'stream ' || stream_id) FROM begun`,
         [database, name],
       );
       const { rows } = await this.#pool.query<StreamRow>(

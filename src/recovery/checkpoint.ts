@@ -21,7 +21,7 @@ export function checkpointOf(group: GroupSnapshot): Buffer | undefined {
   return group.minPendingId === undefined ? undefined : previousEntryId(group.minPendingId);
 }
 
-function floorOf(actual: StreamSnapshot): Buffer {
+export function floorOf(actual: StreamSnapshot): Buffer {
   if (actual.firstId !== undefined) return actual.firstId;
   return actual.entriesAdded > 0 ? nextEntryId(actual.lastId) : ENTRY_ID_ZERO;
 }

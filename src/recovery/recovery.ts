@@ -18,15 +18,16 @@
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_LENGTH, formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import type { EndIntention } from '../ledger/intention-store.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
-import { checkpointOf, type Looked, saveCheckpoints } from './checkpoint.ts';
+import { checkpointOf, floorOf, type Looked, saveCheckpoints } from './checkpoint.ts';
 import { compare, type KnownStream } from './compare.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { byField, type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
-import { parseServerIdentity, readSnapshot, type ServerIdentity } from './kv-snapshot.ts';
+import { parseServerIdentity, readSnapshot, type ServerIdentity, type StreamSnapshot } from './kv-snapshot.ts';
 import { Leadership } from './leadership.ts';
 import { publishBacklog, publishedIds } from './publish.ts';
 import { restoreStream } from './restore.ts';
@@ -320,6 +321,42 @@ export class Recovery {
     await this.ledger.streams.refresh(stream.streamId);
   }
 
+  async #actual(stream: Stream): Promise<StreamSnapshot | 'missing' | 'other'> {
+    const connection = await this.#connect();
+    const snapshot = await readSnapshot(connection, [{ database: stream.database, name: stream.name, groups: [] }]);
+    return snapshot.streams[0]!;
+  }
+
+  /** After a client's XTRIM: what is below the first entry now stays away. */
+  async takeInFloor(stream: Stream): Promise<void> {
+    const actual = await this.#actual(stream);
+    if (typeof actual === 'string') return;
+    await this.ledger.pool.query(
+      `UPDATE holdfast.stream SET floor_id = GREATEST(floor_id, $2)
+        WHERE stream_id = $1 AND epoch = $3 AND ended_at IS NULL`,
+      [stream.streamId, floorOf(actual), stream.epoch],
+    );
+  }
+
+  /** After a client's XSETID: the watermarks are what it made them. */
+  async takeInWatermarks(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
+    const actual = await this.#actual(stream);
+    if (typeof actual === 'string') await this.ledger.intentions.settleEnd(intentions, false);
+    else await this.ledger.intentions.settleXsetid(intentions, stream.streamId, actual);
+  }
+
+  /** After a client's EXPIRE or PERSIST: the time to live as it is now, or the end, where it was in the past. */
+  async takeInExpiry(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
+    const actual = await this.#actual(stream);
+    if (typeof actual !== 'string') {
+      await this.ledger.pool.query('UPDATE holdfast.stream SET expires_at_ms = $2 WHERE stream_id = $1', [
+        stream.streamId,
+        actual.expiresAtMs ?? null,
+      ]);
+    }
+    await this.ledger.intentions.settleEnd(intentions, typeof actual === 'string');
+  }
+
   /** XACK past the data plane. Rejects with KVDOWN. */
   async acknowledge(stream: Stream, group: Buffer, ids: readonly Buffer[]): Promise<void> {
     const connection = await this.#connect();
@@ -466,10 +503,11 @@ export class Recovery {
 
     const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
     const known = await readKnownStreams(this.ledger.pool, undefined);
-    const looked = await this.#compareAll(connection, identity, known);
+    const lookedAt = rows[0]!.now;
+    const looked = await this.#compareAll(connection, identity, known, lookedAt);
     if (leads) {
       await this.#placeWitness(connection);
-      await saveCheckpoints(this.ledger.pool, this.#leadership.epoch, rows[0]!.now, looked);
+      await saveCheckpoints(this.ledger.pool, this.#leadership.epoch, lookedAt, looked);
     }
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
@@ -488,6 +526,7 @@ export class Recovery {
     connection: KvConnection,
     identity: ServerIdentity,
     known: readonly KnownStream[],
+    lookedAt: Date,
   ): Promise<Looked[]> {
     const looked: Looked[] = [];
     for (let from = 0; from < known.length; from += STREAMS_PER_SNAPSHOT) {
@@ -506,17 +545,25 @@ export class Recovery {
         if (verdict.kind === 'lost') {
           this.#losses += 1;
           this.#log.warn({ stream: stream.name.toString(), database: stream.database, cause: verdict.cause }, 'loss');
-          await this.#raise(stream.streamId, stream.epoch, 'restoring', verdict.cause);
-        } else if (verdict.kind === 'same' && typeof actual !== 'string') looked.push({ known: stream, actual });
+          await this.#raise(stream.streamId, stream.epoch, 'restoring', verdict.cause, lookedAt);
+        } else if (verdict.kind === 'ended') {
+          await this.ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, verdict.cause]);
+        } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
       }
     }
     return looked;
   }
 
-  async #raise(streamId: number, epoch: number, mode: 'outage' | 'restoring', cause: string): Promise<void> {
+  async #raise(
+    streamId: number,
+    epoch: number,
+    mode: 'outage' | 'restoring',
+    cause: string,
+    lookedAt?: Date,
+  ): Promise<void> {
     const { rows } = await this.ledger.pool.query<{ epoch: string | null }>(
-      'SELECT holdfast.raise_epoch($1, $2, $3, $4) AS epoch',
-      [streamId, epoch, mode, cause],
+      'SELECT holdfast.raise_epoch($1, $2, $3, $4, $5) AS epoch',
+      [streamId, epoch, mode, cause, lookedAt ?? null],
     );
     const raised = rows[0]!.epoch;
     const stream = this.ledger.streams.byId(streamId);
@@ -562,6 +609,7 @@ export class Recovery {
 
   async #workOnce(): Promise<void> {
     const { ledger } = this;
+    await this.#settleAbandoned();
     const { rows } = await ledger.pool.query<{ stream_id: string; mode: string }>(
       `SELECT stream_id, mode FROM holdfast.stream WHERE ended_at IS NULL AND mode <> 'normal'
        UNION
@@ -577,6 +625,27 @@ export class Recovery {
       } catch (thrown) {
         await this.#mendFailed(streamId, thrown);
       }
+    }
+  }
+
+  /** What a client willed and nobody will settle any more is judged by what is there. */
+  async #settleAbandoned(): Promise<void> {
+    const { intentions, streams } = this.ledger;
+    for (const intention of await intentions.abandoned()) {
+      const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
+      if (stream === undefined || stream.ended) {
+        await intentions.settleEnd([intention], false);
+        continue;
+      }
+      const connection = await this.#connect();
+      if (intention.ids === undefined) {
+        const actual = await this.#actual(stream);
+        await intentions.settleEnd([intention], typeof actual === 'string');
+        continue;
+      }
+      const first = formatEntryId(intention.ids.subarray(0, ENTRY_ID_LENGTH));
+      const found = (await connection.command(stream.database, ['XRANGE', stream.name, first, first])) as KvReply[];
+      await intentions.settleDelete({ intentionId: intention.intentionId, deleted: found.length === 0 });
     }
   }
 

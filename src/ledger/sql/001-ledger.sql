@@ -188,10 +188,12 @@ CREATE TABLE holdfast.pending_page (
 CREATE TABLE holdfast.intention (
   intention_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   stream_id bigint NOT NULL REFERENCES holdfast.stream ON DELETE CASCADE,
-  kind text NOT NULL CHECK (kind IN ('delete', 'trim', 'end', 'expire')),
+  kind text NOT NULL CHECK (kind IN ('delete', 'end')),
   command text NOT NULL,
   ids bytea,
   owner text NOT NULL,
+  -- the connection broke before the reply
+  doubted boolean NOT NULL DEFAULT false,
   opened_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX intention_stream ON holdfast.intention (stream_id);
@@ -402,9 +404,11 @@ BEGIN
 END $$;
 
 -- Leaves `normal` for `outage` or `restoring`; gives the new epoch, or nothing where the epoch moved meanwhile or the
--- stream is restoring already. A restore may follow an outage, not the other way round.
-CREATE FUNCTION holdfast.raise_epoch(p_stream bigint, p_epoch bigint, p_mode text, p_cause text)
-RETURNS bigint LANGUAGE plpgsql AS $$
+-- stream is restoring already. A restore may follow an outage, not the other way round. p_looked_at: when the look began
+-- that found the loss; what clients have changed on purpose since then is none.
+CREATE FUNCTION holdfast.raise_epoch(
+  p_stream bigint, p_epoch bigint, p_mode text, p_cause text, p_looked_at timestamptz
+) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   raised bigint;
 BEGIN
@@ -413,6 +417,11 @@ BEGIN
      SET epoch = epoch + 1, mode = p_mode, mode_cause = p_cause, mode_since = clock_timestamp()
    WHERE stream_id = p_stream AND epoch = p_epoch AND ended_at IS NULL
      AND (mode = 'normal' OR (mode = 'outage' AND p_mode = 'restoring'))
+     AND (p_looked_at IS NULL OR NOT EXISTS (
+       SELECT FROM holdfast.intention WHERE intention.stream_id = p_stream AND kind = 'end'
+       UNION ALL
+       SELECT FROM holdfast.consumer_group AS g
+        WHERE g.stream_id = p_stream AND (g.changing OR g.ended_at > p_looked_at)))
   RETURNING epoch INTO raised;
   IF raised IS NOT NULL THEN
     IF p_mode = 'restoring' THEN
@@ -571,4 +580,135 @@ BEGIN
     UPDATE holdfast.stream SET present = true WHERE stream_id = p_stream AND NOT present;
   END IF;
   PERFORM pg_notify('holdfast', 'stream ' || p_stream);
+END $$;
+
+CREATE FUNCTION holdfast.end_stream(p_stream bigint, p_command text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock(holdfast.lock_key(p_stream));
+  UPDATE holdfast.stream SET ended_at = clock_timestamp(), ended_by = p_command
+   WHERE stream_id = p_stream AND ended_at IS NULL;
+  IF FOUND THEN
+    UPDATE holdfast.recovery SET completed_at = clock_timestamp(), last_error = 'the stream ended: ' || p_command
+     WHERE stream_id = p_stream AND completed_at IS NULL;
+    PERFORM pg_notify('holdfast', 'stream ' || p_stream);
+  END IF;
+END $$;
+
+-- Intentions to end incarnations are carried out, or were not.
+CREATE FUNCTION holdfast.settle_end(p_intentions bigint[], p_done boolean) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  ending record;
+BEGIN
+  FOR ending IN
+    WITH settled AS (
+      DELETE FROM holdfast.intention WHERE intention_id = ANY (p_intentions) RETURNING stream_id, command
+    )
+    SELECT * FROM settled ORDER BY stream_id
+  LOOP
+    IF p_done THEN
+      PERFORM holdfast.end_stream(ending.stream_id, ending.command);
+    END IF;
+  END LOOP;
+END $$;
+
+-- The stream has another name now; the stream that had it is over. Its epoch rises, as an XADD that is on its way may
+-- have been executed under either name.
+CREATE FUNCTION holdfast.move_stream(p_stream bigint, p_database integer, p_name bytea) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock(holdfast.lock_key(p_stream));
+  UPDATE holdfast.stream
+     SET database = p_database, name = p_name, epoch = epoch + 1, expires_at_ms = NULL,
+         incarnation = 1 + coalesce((SELECT max(old.incarnation) FROM holdfast.stream AS old
+                                      WHERE old.database = p_database AND sha256(old.name) = sha256(p_name)), 0)
+   WHERE stream_id = p_stream AND ended_at IS NULL;
+  PERFORM pg_notify('holdfast', 'stream ' || p_stream);
+END $$;
+
+CREATE FUNCTION holdfast.settle_rename(p_intentions bigint[], p_stream bigint, p_database integer, p_name bytea)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  ending record;
+BEGIN
+  FOR ending IN
+    WITH settled AS (
+      DELETE FROM holdfast.intention WHERE intention_id = ANY (p_intentions) RETURNING stream_id, command
+    )
+    SELECT * FROM settled ORDER BY stream_id
+  LOOP
+    IF ending.stream_id <> p_stream THEN
+      PERFORM holdfast.end_stream(ending.stream_id, ending.command);
+    END IF;
+  END LOOP;
+  PERFORM holdfast.move_stream(p_stream, p_database, p_name);
+END $$;
+
+CREATE FUNCTION holdfast.settle_swap(p_intentions bigint[], p_first integer, p_second integer) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+  moving record;
+  others record;
+BEGIN
+  DELETE FROM holdfast.intention WHERE intention_id = ANY (p_intentions);
+  -- Through a database that no server has, since both may know the same name.
+  FOR moving IN
+    SELECT stream_id, name FROM holdfast.stream WHERE database = p_first AND ended_at IS NULL ORDER BY stream_id
+  LOOP
+    PERFORM holdfast.move_stream(moving.stream_id, -1, moving.name);
+  END LOOP;
+  FOR others IN
+    SELECT stream_id, name FROM holdfast.stream WHERE database = p_second AND ended_at IS NULL ORDER BY stream_id
+  LOOP
+    PERFORM holdfast.move_stream(others.stream_id, p_first, others.name);
+  END LOOP;
+  FOR moving IN
+    SELECT stream_id, name FROM holdfast.stream WHERE database = -1 AND ended_at IS NULL ORDER BY stream_id
+  LOOP
+    PERFORM holdfast.move_stream(moving.stream_id, p_second, moving.name);
+  END LOOP;
+END $$;
+
+-- XSETID: the stream goes on with other watermarks.
+CREATE FUNCTION holdfast.settle_xsetid(
+  p_intentions bigint[], p_stream bigint, p_last bytea, p_added bigint, p_max_deleted bytea
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  DELETE FROM holdfast.intention WHERE intention_id = ANY (p_intentions);
+  PERFORM pg_advisory_xact_lock(holdfast.lock_key(p_stream));
+  UPDATE holdfast.stream_progress SET last_id = LEAST(last_id, p_last) WHERE stream_id = p_stream;
+  UPDATE holdfast.stream
+     SET epoch = epoch + 1, seen_last_id = p_last, max_deleted_id = p_max_deleted, seen_added = p_added,
+         added_base = p_added - coalesce((SELECT sum(added) FROM holdfast.stream_progress AS progress
+                                           WHERE progress.stream_id = p_stream), 0)
+   WHERE stream_id = p_stream AND ended_at IS NULL;
+  PERFORM pg_notify('holdfast', 'stream ' || p_stream);
+END $$;
+
+-- Opens intentions to end incarnations: of p_streams, or of those in p_database, or of all where both are null. If one of
+-- them is in trouble none is opened and it is given with a null number. A restore that begins later sees the intention,
+-- as it takes the stream's lock exclusively first.
+CREATE FUNCTION holdfast.open_end(p_streams bigint[], p_database integer, p_command text, p_owner text)
+RETURNS TABLE (intention_id bigint, stream_id bigint) LANGUAGE plpgsql AS $$
+DECLARE
+  chosen bigint[];
+  locked bigint;
+BEGIN
+  SELECT coalesce(array_agg(s.stream_id ORDER BY s.stream_id), '{}') INTO chosen
+    FROM holdfast.stream AS s
+   WHERE s.ended_at IS NULL AND (p_streams IS NULL OR s.stream_id = ANY (p_streams))
+     AND (p_database IS NULL OR s.database = p_database);
+  FOREACH locked IN ARRAY chosen LOOP
+    PERFORM pg_advisory_xact_lock_shared(holdfast.lock_key(locked));
+  END LOOP;
+  RETURN QUERY
+    SELECT NULL::bigint, s.stream_id FROM holdfast.stream AS s
+     WHERE s.stream_id = ANY (chosen) AND s.ended_at IS NULL AND s.mode <> 'normal' LIMIT 1;
+  IF FOUND THEN
+    RETURN;
+  END IF;
+  RETURN QUERY
+    INSERT INTO holdfast.intention AS i (stream_id, kind, command, owner)
+    SELECT s.stream_id, 'end', p_command, p_owner FROM holdfast.stream AS s
+     WHERE s.stream_id = ANY (chosen) AND s.ended_at IS NULL
+    RETURNING i.intention_id, i.stream_id;
 END $$;

@@ -1,0 +1,201 @@
+/**
+ * What clients will to reshape, committed before the command goes out and settled by its reply. While an intention of
+ * kind `end` is open no look takes the stream's state for a loss; entries of an open `delete` are not brought back.
+ */
+import type pg from 'pg';
+import { batched } from './batcher.ts';
+import { bigintArray, byteaArray } from './binary-array.ts';
+import { ENTRY_ID_LENGTH } from './entry-id.ts';
+
+export interface EndIntention {
+  readonly intentionId: number;
+  readonly streamId: number;
+}
+
+export interface AbandonedIntention extends EndIntention {
+  /** Of an intention to delete entries: their IDs, concatenated. */
+  readonly ids: Buffer | undefined;
+}
+
+interface DeleteCall {
+  readonly streamId: number;
+  readonly ids: Buffer;
+}
+
+interface SettleCall {
+  readonly intentionId: number;
+  readonly deleted: boolean;
+}
+
+/** `epoch` and whether the stream was in mode `normal` when the call was committed. */
+export interface DeleteState {
+  readonly intentionId: number;
+  readonly epoch: number;
+  readonly normal: boolean;
+}
+
+function isList(which: unknown): which is readonly number[] {
+  return Array.isArray(which);
+}
+
+export class IntentionStore {
+  readonly #pool: pg.Pool;
+  readonly #owner: string;
+  /** Opens the intention to delete entries of a stream, their IDs concatenated. */
+  readonly openDelete: (call: DeleteCall) => Promise<DeleteState>;
+  /** The entries are deleted, or, where the KV store refused, are not. */
+  readonly settleDelete: (call: SettleCall) => Promise<DeleteState>;
+
+  constructor(pool: pg.Pool, owner: string) {
+    this.#pool = pool;
+    this.#owner = owner;
+    this.openDelete = batched((calls) => this.#openDeletes(calls));
+    this.settleDelete = batched((calls) => this.#settleDeletes(calls));
+  }
+
+  /**
+   * Opens the intention to end the incarnation of streams: of those given, of one database, or of all. Opens none, and
+   * gives one that is in trouble, where a stream is not in mode `normal`: that must be over first.
+   */
+  async openEnd(
+    which: readonly number[] | { readonly database: number } | 'all',
+    command: string,
+  ): Promise<readonly EndIntention[] | { readonly troubled: number }> {
+    const { rows } = await this.#pool.query<{ intention_id: string | null; stream_id: string }>(
+      'SELECT intention_id, stream_id FROM holdfast.open_end($1::bigint[], $2, $3, $4)',
+      [
+        isList(which) ? bigintArray(which) : null,
+        typeof which === 'object' && 'database' in which ? which.database : null,
+        command,
+        this.#owner,
+      ],
+    );
+    const troubled = rows.find((row) => row.intention_id === null);
+    if (troubled !== undefined) return { troubled: Number(troubled.stream_id) };
+    return rows.map((row) => ({ intentionId: Number(row.intention_id), streamId: Number(row.stream_id) }));
+  }
+
+  /** It is done, and the incarnations are over; or it was not. */
+  async settleEnd(intentions: readonly EndIntention[], done: boolean): Promise<void> {
+    await this.#pool.query('SELECT holdfast.settle_end($1::bigint[], $2)', [
+      bigintArray(intentions.map(({ intentionId }) => intentionId)),
+      done,
+    ]);
+  }
+
+  /** The connection broke before the reply: what became of them is to be found out. */
+  async doubt(intentions: readonly EndIntention[]): Promise<void> {
+    await this.#pool.query('UPDATE holdfast.intention SET doubted = true WHERE intention_id = ANY ($1::bigint[])', [
+      bigintArray(intentions.map(({ intentionId }) => intentionId)),
+    ]);
+  }
+
+  /** Intentions that nobody will settle any more: doubted ones, and those of a process that is gone. */
+  async abandoned(): Promise<readonly AbandonedIntention[]> {
+    const { rows } = await this.#pool.query<{
+      intention_id: string;
+      stream_id: string;
+      kind: string;
+      ids: Buffer | null;
+    }>(
+      `SELECT intention_id, stream_id, kind, ids FROM holdfast.intention
+        WHERE doubted OR opened_at < clock_timestamp() - interval '60 seconds' LIMIT 100`,
+    );
+    return rows.map((row) => ({
+      intentionId: Number(row.intention_id),
+      streamId: Number(row.stream_id),
+      ids: row.kind === 'delete' ? (row.ids ?? Buffer.alloc(0)) : undefined,
+    }));
+  }
+
+  /** The stream goes on under another name or in another database; what had that name is over. */
+  async settleRename(
+    intentions: readonly EndIntention[],
+    streamId: number,
+    database: number,
+    name: Buffer,
+  ): Promise<void> {
+    await this.#pool.query('SELECT holdfast.settle_rename($1::bigint[], $2, $3, $4)', [
+      bigintArray(intentions.map(({ intentionId }) => intentionId)),
+      streamId,
+      database,
+      name,
+    ]);
+  }
+
+  /** The stream goes on with other watermarks: those that XSETID gave it. */
+  async settleXsetid(
+    intentions: readonly EndIntention[],
+    streamId: number,
+    state: { readonly lastId: Buffer; readonly entriesAdded: number; readonly maxDeletedId: Buffer },
+  ): Promise<void> {
+    await this.#pool.query('SELECT holdfast.settle_xsetid($1::bigint[], $2, $3, $4, $5)', [
+      bigintArray(intentions.map(({ intentionId }) => intentionId)),
+      streamId,
+      state.lastId,
+      state.entriesAdded,
+      state.maxDeletedId,
+    ]);
+  }
+
+  /** Streams of the two databases changed places. */
+  async settleSwap(intentions: readonly EndIntention[], first: number, second: number): Promise<void> {
+    await this.#pool.query('SELECT holdfast.settle_swap($1::bigint[], $2, $3)', [
+      bigintArray(intentions.map(({ intentionId }) => intentionId)),
+      first,
+      second,
+    ]);
+  }
+
+  async #openDeletes(calls: readonly DeleteCall[]): Promise<readonly DeleteState[]> {
+    const { rows } = await this.#pool.query<DeleteRow>(
+      `WITH given AS (
+         SELECT * FROM unnest($1::bigint[], $2::bytea[]) WITH ORDINALITY AS given (stream_id, ids, position)
+       ), numbered AS (
+         SELECT nextval(pg_get_serial_sequence('holdfast.intention', 'intention_id')) AS intention_id, given.* FROM given
+       ), opened AS (
+         INSERT INTO holdfast.intention (intention_id, stream_id, kind, command, ids, owner)
+         OVERRIDING SYSTEM VALUE
+         SELECT intention_id, stream_id, 'delete', 'xdel', ids, $3 FROM numbered
+       )
+       SELECT intention_id, epoch, mode = 'normal' AS normal
+         FROM numbered JOIN holdfast.stream USING (stream_id) ORDER BY position`,
+      [bigintArray(calls.map(({ streamId }) => streamId)), byteaArray(calls.map(({ ids }) => ids)), this.#owner],
+    );
+    return rows.map(deleteState);
+  }
+
+  async #settleDeletes(calls: readonly SettleCall[]): Promise<readonly DeleteState[]> {
+    const { rows } = await this.#pool.query<DeleteRow>(
+      `WITH settled AS (
+         DELETE FROM holdfast.intention USING unnest($1::bigint[], $2::bigint[]) AS given (intention_id, deleted)
+          WHERE intention.intention_id = given.intention_id
+         RETURNING intention.intention_id, stream_id, ids, deleted
+       ), deleted AS (
+         INSERT INTO holdfast.deletion (stream_id, id)
+         SELECT DISTINCT stream_id, substr(ids, at * ${ENTRY_ID_LENGTH} + 1, ${ENTRY_ID_LENGTH})
+           FROM settled, generate_series(0, octet_length(ids) / ${ENTRY_ID_LENGTH} - 1) AS at
+          WHERE deleted = 1
+         ON CONFLICT DO NOTHING
+       )
+       SELECT intention_id, epoch, mode = 'normal' AS normal
+         FROM unnest($1::bigint[]) WITH ORDINALITY AS given (intention_id, position)
+         JOIN settled USING (intention_id) JOIN holdfast.stream USING (stream_id) ORDER BY position`,
+      [
+        bigintArray(calls.map(({ intentionId }) => intentionId)),
+        bigintArray(calls.map((call) => (call.deleted ? 1 : 0))),
+      ],
+    );
+    return rows.map(deleteState);
+  }
+}
+
+interface DeleteRow {
+  intention_id: string;
+  epoch: string;
+  normal: boolean;
+}
+
+function deleteState(row: DeleteRow): DeleteState {
+  return { intentionId: Number(row.intention_id), epoch: Number(row.epoch), normal: row.normal };
+}
