@@ -85,7 +85,7 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
   /** The streams are gone, whatever the reply was. */
   function ending(streams: readonly Stream[]): Reshaping | undefined {
     if (streams.length === 0) return undefined;
-    return { which: streams, settle: (opened) => intentions.settleEnd(opened, true) };
+    return { which: streams, settle: (opened) => recovery.endStreams(opened) };
   }
 
   function numberAt(exchange: Exchange, at: number): number {
@@ -101,14 +101,17 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     if (source === undefined) {
       const over = ending(replaced);
       if (over === undefined) return undefined;
-      return { ...over, settle: (opened, reply) => intentions.settleEnd(opened, !isZero(reply)) };
+      return {
+        ...over,
+        settle: (opened, reply) => (isZero(reply) ? intentions.cancel(opened) : recovery.endStreams(opened)),
+      };
     }
     return {
       which: [source, ...replaced.filter((stream) => stream !== source)],
       settle: (opened, reply) =>
         isZero(reply) || (source.database === database && source.name.equals(name))
-          ? intentions.settleEnd(opened, false)
-          : intentions.settleRename(opened, source.streamId, database, name),
+          ? intentions.cancel(opened)
+          : recovery.renameStream(opened, source, database, name),
     };
   }
 
@@ -121,9 +124,9 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
       case 'unlink':
         return ending(known(exchange, args.slice(1)));
       case 'flushdb':
-        return { which: { database }, settle: (opened) => intentions.settleEnd(opened, true) };
+        return { which: { database }, settle: (opened) => recovery.endStreams(opened) };
       case 'flushall':
-        return { which: 'all', settle: (opened) => intentions.settleEnd(opened, true) };
+        return { which: 'all', settle: (opened) => recovery.endStreams(opened) };
       case 'rename':
       case 'renamenx':
         if (args.length !== 3) return undefined;
@@ -143,14 +146,23 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
       case 'copy': {
         const at = args.findIndex((arg, index) => index > 2 && equalsWord(arg, 'db'));
         const over = ending(known(exchange, [args[2]], at < 0 ? undefined : numberAt(exchange, at + 1)));
-        return over && { ...over, settle: (opened, reply) => intentions.settleEnd(opened, !isZero(reply)) };
+        return (
+          over && {
+            ...over,
+            settle: (opened, reply) => (isZero(reply) ? intentions.cancel(opened) : recovery.endStreams(opened)),
+          }
+        );
       }
       case 'migrate': {
         if (args.some((arg, index) => index > 5 && equalsWord(arg, 'copy'))) return undefined;
         const at = args.findIndex((arg, index) => index > 5 && equalsWord(arg, 'keys'));
         const over = ending(known(exchange, at < 0 ? [args[3]] : args.slice(at + 1)));
         return (
-          over && { ...over, settle: (opened, reply) => intentions.settleEnd(opened, reply.bytes.toString() === 'OK') }
+          over && {
+            ...over,
+            settle: (opened, reply) =>
+              reply.bytes.toString() === 'OK' ? recovery.endStreams(opened) : intentions.cancel(opened),
+          }
         );
       }
       case 'xsetid': {
@@ -203,14 +215,14 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
       exchange.onReply(async (frame) => {
         if (opened.length === 0) return frame;
         const reply = readReply(frame);
-        if (reply.type === '-' || reply.type === '!') await intentions.settleEnd(opened, false).catch(unavailable);
+        if (reply.type === '-' || reply.type === '!') await intentions.cancel(opened).catch(unavailable);
         else await plan.settle(opened, reply).catch(unavailable);
         for (const { streamId } of opened) await ledger.streams.refresh(streamId).catch(unavailable);
         return frame;
       });
       exchange.onDiscard(() => {
         if (opened.length === 0) return;
-        intentions.settleEnd(opened, false).catch((thrown: unknown) => ledger.postgres.failed(thrown));
+        intentions.cancel(opened).catch((thrown: unknown) => ledger.postgres.failed(thrown));
       });
       if (exchange.queued) {
         beforeExec(exchange, begin);

@@ -70,15 +70,16 @@ export function decodeFields(fields: Buffer): Buffer[] {
   return members;
 }
 
-/** One `XADD key id field value …` as a request frame. */
-export function restoringXadd(key: Buffer, idText: string, fields: Buffer): Buffer[] {
+/** One `XADD key [MAXLEN n] id field value …` as a request frame, in parts. */
+export function restoringXadd(key: Buffer, idText: string, fields: Buffer, maxlen?: string): Buffer[] {
   const end = fields.indexOf(CR);
   const members = Number(fields.toString('latin1', 1, end));
-  const head = `*${members + 3}\r\n$4\r\nXADD\r\n$${key.length}\r\n`;
+  const head = `*${members + (maxlen === undefined ? 3 : 5)}\r\n$4\r\nXADD\r\n$${key.length}\r\n`;
+  const trim = maxlen === undefined ? '' : `$6\r\nMAXLEN\r\n$${maxlen.length}\r\n${maxlen}\r\n`;
   return [
     Buffer.from(head, 'latin1'),
     key,
-    Buffer.from(`\r\n$${idText.length}\r\n${idText}\r\n`, 'latin1'),
+    Buffer.from(`\r\n${trim}$${idText.length}\r\n${idText}\r\n`, 'latin1'),
     fields.subarray(end + 2),
   ];
 }

@@ -75,11 +75,10 @@ export class IntentionStore {
     return rows.map((row) => ({ intentionId: Number(row.intention_id), streamId: Number(row.stream_id) }));
   }
 
-  /** It is done, and the incarnations are over; or it was not. */
-  async settleEnd(intentions: readonly EndIntention[], done: boolean): Promise<void> {
-    await this.#pool.query('SELECT holdfast.settle_end($1::bigint[], $2)', [
+  /** They were not carried out. */
+  async cancel(intentions: readonly EndIntention[]): Promise<void> {
+    await this.#pool.query('DELETE FROM holdfast.intention WHERE intention_id = ANY ($1::bigint[])', [
       bigintArray(intentions.map(({ intentionId }) => intentionId)),
-      done,
     ]);
   }
 
@@ -108,19 +107,9 @@ export class IntentionStore {
     }));
   }
 
-  /** The stream goes on under another name or in another database; what had that name is over. */
-  async settleRename(
-    intentions: readonly EndIntention[],
-    streamId: number,
-    database: number,
-    name: Buffer,
-  ): Promise<void> {
-    await this.#pool.query('SELECT holdfast.settle_rename($1::bigint[], $2, $3, $4)', [
-      bigintArray(intentions.map(({ intentionId }) => intentionId)),
-      streamId,
-      database,
-      name,
-    ]);
+  /** The stream goes on under another name or in another database. */
+  async settleMove(streamId: number, database: number, name: Buffer): Promise<void> {
+    await this.#pool.query('SELECT holdfast.move_stream($1, $2, $3)', [streamId, database, name]);
   }
 
   /** The stream goes on with other watermarks: those that XSETID gave it. */

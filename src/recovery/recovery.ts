@@ -25,6 +25,7 @@ import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
 import { checkpointOf, floorOf, type Looked, saveCheckpoints } from './checkpoint.ts';
 import { compare, type KnownStream } from './compare.ts';
+import { endStreams } from './end-streams.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { byField, type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
 import { parseServerIdentity, readSnapshot, type ServerIdentity, type StreamSnapshot } from './kv-snapshot.ts';
@@ -338,10 +339,29 @@ export class Recovery {
     );
   }
 
+  /** What clients took away is gone, and the incarnations are over. */
+  async endStreams(intentions: readonly EndIntention[]): Promise<void> {
+    await endStreams(this.ledger, await this.#connect().catch(() => undefined), intentions);
+  }
+
+  /** The stream goes on under another name; what had that name, the other intentions, is over. */
+  async renameStream(
+    intentions: readonly EndIntention[],
+    stream: Stream,
+    database: number,
+    name: Buffer,
+  ): Promise<void> {
+    const own = intentions.filter(({ streamId }) => streamId === stream.streamId);
+    const replaced = intentions.filter(({ streamId }) => streamId !== stream.streamId);
+    await endStreams(this.ledger, await this.#connect().catch(() => undefined), replaced, stream.streamId);
+    await this.ledger.intentions.settleMove(stream.streamId, database, name);
+    await this.ledger.intentions.cancel(own);
+  }
+
   /** After a client's XSETID: the watermarks are what it made them. */
   async takeInWatermarks(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
     const actual = await this.#actual(stream);
-    if (typeof actual === 'string') await this.ledger.intentions.settleEnd(intentions, false);
+    if (typeof actual === 'string') await this.ledger.intentions.cancel(intentions);
     else await this.ledger.intentions.settleXsetid(intentions, stream.streamId, actual);
   }
 
@@ -354,7 +374,8 @@ export class Recovery {
         actual.expiresAtMs ?? null,
       ]);
     }
-    await this.ledger.intentions.settleEnd(intentions, typeof actual === 'string');
+    if (typeof actual === 'string') await this.endStreams(intentions);
+    else await this.ledger.intentions.cancel(intentions);
   }
 
   /** XACK past the data plane. Rejects with KVDOWN. */
@@ -543,9 +564,11 @@ export class Recovery {
         const actual = snapshot.streams[index]!;
         const verdict = compare(stream, actual, Date.now());
         if (verdict.kind === 'lost') {
-          this.#losses += 1;
-          this.#log.warn({ stream: stream.name.toString(), database: stream.database, cause: verdict.cause }, 'loss');
-          await this.#raise(stream.streamId, stream.epoch, 'restoring', verdict.cause, lookedAt);
+          if (await this.#raise(stream.streamId, stream.epoch, 'restoring', verdict.cause, lookedAt)) {
+            this.#losses += 1;
+            const { name, database } = stream;
+            this.#log.warn({ stream: name.toString(), database, cause: verdict.cause }, 'a stream lost something');
+          }
         } else if (verdict.kind === 'ended') {
           await this.ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, verdict.cause]);
         } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
@@ -560,7 +583,7 @@ export class Recovery {
     mode: 'outage' | 'restoring',
     cause: string,
     lookedAt?: Date,
-  ): Promise<void> {
+  ): Promise<boolean> {
     const { rows } = await this.ledger.pool.query<{ epoch: string | null }>(
       'SELECT holdfast.raise_epoch($1, $2, $3, $4, $5) AS epoch',
       [streamId, epoch, mode, cause, lookedAt ?? null],
@@ -570,6 +593,7 @@ export class Recovery {
     if (raised !== null && stream !== undefined) {
       this.ledger.streams.moved(stream, Number(raised), mode, cause);
     }
+    return raised !== null;
   }
 
   /** The witness of this leader, unless a later one's is there. */
@@ -634,13 +658,14 @@ export class Recovery {
     for (const intention of await intentions.abandoned()) {
       const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
       if (stream === undefined || stream.ended) {
-        await intentions.settleEnd([intention], false);
+        await intentions.cancel([intention]);
         continue;
       }
       const connection = await this.#connect();
       if (intention.ids === undefined) {
         const actual = await this.#actual(stream);
-        await intentions.settleEnd([intention], typeof actual === 'string');
+        if (typeof actual === 'string') await this.endStreams([intention]);
+        else await intentions.cancel([intention]);
         continue;
       }
       const first = formatEntryId(intention.ids.subarray(0, ENTRY_ID_LENGTH));

@@ -53,6 +53,8 @@ export interface RestoreResult {
 interface Entry {
   readonly id: Buffer;
   readonly fields: Buffer;
+  /** An exact MAXLEN that its XADD carried: what it trimmed stays away. */
+  readonly maxlen?: string | null;
 }
 
 const LEDGER_PAGE_ROWS = 5000;
@@ -87,7 +89,8 @@ async function* ledgerEntries(ledger: Ledger, streamId: number, after: Buffer): 
   for (let last = after; ; ) {
     const { rows } = await ledger.pool.query<Entry>({
       name: 'holdfast-restore-page',
-      text: `SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${LEDGER_PAGE_ROWS}`,
+      text: `SELECT id, fields, maxlen FROM holdfast.entry
+              WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${LEDGER_PAGE_ROWS}`,
       values: [streamId, last],
     });
     if (rows.length > 0) yield rows;
@@ -234,12 +237,20 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
       groups.forEach((_, index) => {
         if (below[index]! < 0 && entry.id.compare(acknowledged[index]!.checkpointId) > 0) below[index] = build.length;
       });
-      for (const part of restoringXadd(side, formatEntryId(entry.id), entry.fields)) {
+      const maxlen = entry.maxlen ?? undefined;
+      for (const part of restoringXadd(side, formatEntryId(entry.id), entry.fields, maxlen)) {
         frames.push(part);
         bytes += part.length;
       }
       commands += 1;
       build.length += 1;
+      if (maxlen !== undefined && build.length > Number(maxlen)) {
+        const trimmed = build.length - Number(maxlen);
+        build.length -= trimmed;
+        below.forEach((count, index) => {
+          if (count > 0) below[index] = Math.max(0, count - trimmed);
+        });
+      }
       build.lastId = entry.id;
       if (bytes > 256 * 1024) flush();
     };

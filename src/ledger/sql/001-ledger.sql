@@ -594,23 +594,6 @@ BEGIN
   END IF;
 END $$;
 
--- Intentions to end incarnations are carried out, or were not.
-CREATE FUNCTION holdfast.settle_end(p_intentions bigint[], p_done boolean) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-  ending record;
-BEGIN
-  FOR ending IN
-    WITH settled AS (
-      DELETE FROM holdfast.intention WHERE intention_id = ANY (p_intentions) RETURNING stream_id, command
-    )
-    SELECT * FROM settled ORDER BY stream_id
-  LOOP
-    IF p_done THEN
-      PERFORM holdfast.end_stream(ending.stream_id, ending.command);
-    END IF;
-  END LOOP;
-END $$;
-
 -- The stream has another name now; the stream that had it is over. Its epoch rises, as an XADD that is on its way may
 -- have been executed under either name.
 CREATE FUNCTION holdfast.move_stream(p_stream bigint, p_database integer, p_name bytea) RETURNS void
@@ -623,24 +606,6 @@ BEGIN
                                       WHERE old.database = p_database AND sha256(old.name) = sha256(p_name)), 0)
    WHERE stream_id = p_stream AND ended_at IS NULL;
   PERFORM pg_notify('holdfast', 'stream ' || p_stream);
-END $$;
-
-CREATE FUNCTION holdfast.settle_rename(p_intentions bigint[], p_stream bigint, p_database integer, p_name bytea)
-RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-  ending record;
-BEGIN
-  FOR ending IN
-    WITH settled AS (
-      DELETE FROM holdfast.intention WHERE intention_id = ANY (p_intentions) RETURNING stream_id, command
-    )
-    SELECT * FROM settled ORDER BY stream_id
-  LOOP
-    IF ending.stream_id <> p_stream THEN
-      PERFORM holdfast.end_stream(ending.stream_id, ending.command);
-    END IF;
-  END LOOP;
-  PERFORM holdfast.move_stream(p_stream, p_database, p_name);
 END $$;
 
 CREATE FUNCTION holdfast.settle_swap(p_intentions bigint[], p_first integer, p_second integer) RETURNS void
@@ -711,4 +676,33 @@ BEGIN
     SELECT s.stream_id, 'end', p_command, p_owner FROM holdfast.stream AS s
      WHERE s.stream_id = ANY (chosen) AND s.ended_at IS NULL
     RETURNING i.intention_id, i.stream_id;
+END $$;
+
+-- Entries of an ended incarnation that belong to the next one: that of p_successor, or of the same name, begun here where
+-- there is none yet.
+CREATE FUNCTION holdfast.hand_over(p_stream bigint, p_successor bigint, p_ids bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  heir bigint := p_successor;
+  moved bigint;
+BEGIN
+  IF heir IS NULL THEN
+    INSERT INTO holdfast.stream (database, name, incarnation, present)
+    SELECT database, name, 1 + (SELECT max(old.incarnation) FROM holdfast.stream AS old
+                                 WHERE old.database = stream.database AND sha256(old.name) = sha256(stream.name)), true
+      FROM holdfast.stream WHERE stream_id = p_stream
+    ON CONFLICT DO NOTHING;
+    SELECT next.stream_id INTO heir
+      FROM holdfast.stream AS ended
+      JOIN holdfast.stream AS next ON next.database = ended.database AND sha256(next.name) = sha256(ended.name)
+     WHERE ended.stream_id = p_stream AND next.ended_at IS NULL;
+  END IF;
+  UPDATE holdfast.entry SET stream_id = heir
+   WHERE stream_id = p_stream AND id = ANY (p_ids)
+     AND NOT EXISTS (SELECT FROM holdfast.entry AS old WHERE old.stream_id = heir AND old.id = entry.id);
+  GET DIAGNOSTICS moved = ROW_COUNT;
+  INSERT INTO holdfast.stream_progress AS progress (stream_id, slot, added, last_id)
+  SELECT heir, 64, moved, (SELECT id FROM unnest(p_ids) AS given (id) ORDER BY id DESC LIMIT 1)
+  ON CONFLICT (stream_id, slot) DO UPDATE
+    SET added = progress.added + excluded.added, last_id = GREATEST(progress.last_id, excluded.last_id);
+  PERFORM pg_notify('holdfast', 'stream ' || heir);
 END $$;

@@ -1,0 +1,221 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Redis } from 'ioredis';
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import type { KvServer } from '../../src/embedded/kv-server.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
+
+const LOOK_MS = 50;
+
+describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (kind) => {
+  let kv: KvServer;
+  let sidecar: Sidecar;
+  let client: Redis;
+  let direct: Redis;
+
+  beforeAll(async () => {
+    kv = await startKv(kind);
+  });
+
+  beforeEach(async () => {
+    direct = clientOf(kv.port);
+    await direct.flushall();
+    const database = await startTestPostgres();
+    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
+    client = sidecar.client();
+  });
+
+  async function fill(stream = 's', count = 3): Promise<string[]> {
+    const ids: string[] = [];
+    for (let n = 0; n < count; n += 1) ids.push((await client.xadd(stream, '*', 'n', String(n)))!);
+    return ids;
+  }
+
+  async function looks(count = 3): Promise<void> {
+    const from = sidecar.recovery.status().looksTotal;
+    await eventually('looks', () => sidecar.recovery.status().looksTotal >= from + count);
+  }
+
+  /** The stream is in the KV store as the client left it, also after it died and was restored. */
+  async function staysGone(stream = 's'): Promise<void> {
+    await looks();
+    expect(await direct.exists(stream)).toBe(0);
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+    await direct.flushall();
+    await looks();
+    expect(await direct.exists(stream)).toBe(0);
+  }
+
+  test('DEL', async () => {
+    await fill();
+    expect(await client.del('s')).toBe(1);
+    await staysGone();
+  });
+
+  test('UNLINK of several', async () => {
+    await fill('s');
+    await fill('t');
+    expect(await client.unlink('s', 'other', 't')).toBe(2);
+    await staysGone('s');
+    expect(await direct.exists('t')).toBe(0);
+  });
+
+  test('DEL, and then the next incarnation is its own', async () => {
+    await fill();
+    await client.del('s');
+    const [id] = await fill('s', 1);
+    await direct.flushall();
+    await eventually('the stream is back', () => direct.exists('s'));
+    await eventually('it is open', async () => (await client.xlen('s')) === 1);
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual([id]);
+  });
+
+  test('DEL inside a transaction, with an XADD behind it', async () => {
+    await fill();
+    const replies = await client.multi().del('s').xadd('s', '*', 'n', 'new').exec();
+    expect(replies![0]).toEqual([null, 1]);
+    const id = replies![1]![1] as string;
+    await looks();
+    expect((await direct.xrange('s', '-', '+')).map(([at]) => at)).toEqual([id]);
+    await direct.flushall();
+    await eventually('the stream is back', () => direct.exists('s'));
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual([id]);
+  });
+
+  test('a transaction that is discarded', async () => {
+    const ids = await fill();
+    await client.multi({ pipeline: false });
+    await client.del('s');
+    await client.discard();
+    await direct.del('s');
+    await eventually('it is back', () => direct.exists('s'));
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual(ids);
+  });
+
+  test('FLUSHDB and FLUSHALL', async () => {
+    await fill();
+    await client.flushdb();
+    await staysGone();
+    await fill('u');
+    await client.flushall();
+    await staysGone('u');
+  });
+
+  test('RENAME, which keeps entries, groups and durability', async () => {
+    const ids = await fill();
+    await client.xgroup('CREATE', 's', 'g', '0');
+    await client.rename('s', 't');
+    await staysGone('s');
+    await eventually('it is back under its new name', () => direct.exists('t'));
+    expect(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 't', '>')).toEqual([
+      ['t', ids.map((id, n) => [id, ['n', String(n)]])],
+    ]);
+    expect(await client.xadd('s', '*', 'f', 'v')).toMatch(/-0$/);
+  });
+
+  test('RENAME onto another stream', async () => {
+    const ids = await fill('s');
+    await fill('t', 5);
+    await client.rename('s', 't');
+    await staysGone('s');
+    await eventually('it is back', () => direct.exists('t'));
+    await eventually('it is open', async () => (await client.xlen('t')) === 3);
+    expect((await client.xrange('t', '-', '+')).map(([at]) => at)).toEqual(ids);
+  });
+
+  test('MOVE and SWAPDB', async () => {
+    const ids = await fill('s');
+    await client.move('s', 9);
+    await looks();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+    await client.call('SWAPDB', '9', '0');
+    await looks();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+    await direct.flushall();
+    await eventually('it is back in database 0', () => direct.exists('s'));
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual(ids);
+  });
+
+  test('a time to live that passes', async () => {
+    await fill();
+    await client.pexpire('s', 150);
+    await eventually('it expires', async () => (await direct.exists('s')) === 0);
+    await staysGone();
+  });
+
+  test('a time to live is restored with the stream', async () => {
+    await fill();
+    await client.expire('s', 1000);
+    const at = await direct.call('PEXPIRETIME', 's');
+    await direct.del('s');
+    await eventually('it is back', () => direct.exists('s'));
+    expect(await direct.call('PEXPIRETIME', 's')).toBe(at);
+    await client.persist('s');
+    await direct.del('s');
+    await eventually('it is back', () => direct.exists('s'));
+    expect(await direct.ttl('s')).toBe(-1);
+  });
+
+  test('EXPIRE in the past', async () => {
+    await fill();
+    await client.expire('s', -1);
+    await staysGone();
+  });
+
+  test('SET and a *STORE in its place', async () => {
+    await fill();
+    await client.set('s', 'text');
+    await looks();
+    expect(await direct.get('s')).toBe('text');
+    await fill('z');
+    await client.sunionstore('z', 'nothing');
+    await staysGone('z');
+  });
+
+  test('XDEL: what was deleted does not come back', async () => {
+    const ids = await fill('s', 5);
+    expect(await client.xdel('s', ids[1]!, ids[3]!)).toBe(2);
+    await direct.del('s');
+    await eventually('it is back', () => direct.exists('s'));
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual([ids[0], ids[2], ids[4]]);
+  });
+
+  test('XTRIM and MAXLEN: what was trimmed does not come back', async () => {
+    const ids = await fill('s', 5);
+    await client.xtrim('s', 'MAXLEN', 3);
+    await direct.del('s');
+    await eventually('it is back', () => direct.exists('s'));
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual(ids.slice(2));
+    const last = await client.xadd('s', 'MAXLEN', '=', 2, '*', 'n', 'last');
+    await direct.del('s');
+    await eventually('it is back', () => direct.exists('s'));
+    expect((await client.xrange('s', '-', '+')).map(([at]) => at)).toEqual([ids[4], last]);
+  });
+
+  test('XSETID, also backwards', async () => {
+    const ids = await fill();
+    await client.call('XSETID', 's', '99999999999999-1');
+    await looks();
+    await client.call('XSETID', 's', ids[2]!);
+    await looks();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+  });
+
+  test('XGROUP SETID backwards and DESTROY', async () => {
+    const ids = await fill();
+    await client.xgroup('CREATE', 's', 'g', '0');
+    await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
+    await client.xack('s', 'g', ...ids);
+    await looks();
+    await client.xgroup('SETID', 's', 'g', '0');
+    await looks();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+    expect(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')).toHaveLength(1);
+    await client.xgroup('DESTROY', 's', 'g');
+    await looks();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+    expect(await direct.xinfo('GROUPS', 's')).toEqual([]);
+    await delay(2 * LOOK_MS);
+    await expect(client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')).rejects.toThrow(/^NOGROUP/);
+  });
+});
