@@ -1,14 +1,16 @@
 /**
  * CLIENT LIST, INFO and KILL over Holdfast's clients, in the servers' formats (`catClientInfoString`). Fields that speak
- * of a server's memory give what Holdfast holds for the client.
+ * of a server's memory give what Holdfast holds for the client. With several processes each answers for its own.
  */
+
+import { messageOf } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
-import { isInteger } from './integer.ts';
+import { type ClientQuery, readKillQuery, readListQuery } from './client-query.ts';
+import type { ClientRegistry } from './client-registry.ts';
+import type { Peers } from './peers.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
-import { Pin } from './session-state.ts';
-
-const TYPES: readonly string[] = ['normal', 'master', 'replica', 'slave', 'pubsub'];
+import { Hold, Pin } from './session-state.ts';
 
 function addressOf(address: string | undefined, port: number | undefined, path: string): string {
   if (address === undefined) return `${path}:0`;
@@ -84,98 +86,90 @@ function typeOf(session: Session): string {
   return session.subscriptions.size > 0 ? 'pubsub' : 'normal';
 }
 
-/** `CLIENT LIST [TYPE type] | [ID id …]` */
-export function clientList(session: Session, request: Request): void {
-  const { args } = request;
-  const { registry } = session.context;
-  let chosen: Iterable<Session> = registry.all();
-  if (args.length === 4 && request.is(2, 'type')) {
-    const type = args[3]!.toString('latin1');
-    if (!TYPES.includes(type.toLowerCase())) {
-      session.answer(encode.error(`ERR Unknown client type '${type}'`));
-      return;
-    }
-    chosen = [...registry.all()].filter((other) => typeOf(other) === type.toLowerCase());
-  } else if (args.length > 3 && request.is(2, 'id')) {
-    const wanted: Session[] = [];
-    for (const arg of args.slice(3)) {
-      const id = arg.toString('latin1');
-      if (!isInteger(id)) {
-        session.answer(encode.error('ERR Invalid client ID'));
-        return;
-      }
-      const other = registry.get(Number(id));
-      if (other !== undefined) wanted.push(other);
-    }
-    chosen = wanted;
-  } else if (args.length !== 2) {
-    session.answer(encode.error('ERR syntax error'));
+function matches(session: Session, query: ClientQuery): boolean {
+  return (
+    (query.scope === undefined || session.identity?.keyPrefix?.toString('latin1') === query.scope) &&
+    (query.ids === undefined || query.ids.includes(session.id)) &&
+    (query.type === undefined || typeOf(session) === query.type) &&
+    (query.address === undefined || peerAddress(session) === query.address) &&
+    (query.localAddress === undefined || localAddress(session) === query.localAddress) &&
+    (query.user === undefined || session.user === query.user) &&
+    (query.ageMsMin === undefined || Date.now() - session.createdAt >= query.ageMsMin) &&
+    session.id !== query.exceptId
+  );
+}
+
+/** Lines of CLIENT LIST for the clients of this process. */
+export function listClients(registry: ClientRegistry, query: ClientQuery): string[] {
+  return [...registry.all()].filter((session) => matches(session, query)).map(clientLine);
+}
+
+/** Ends the clients of this process that match; gives how many. */
+export function killClients(registry: ClientRegistry, query: ClientQuery): number {
+  const found = [...registry.all()].filter((session) => matches(session, query));
+  for (const session of found) session.close('CLIENT KILL');
+  return found.length;
+}
+
+/** Runs `then` with the other processes' answers, while requests behind wait; at once where there are none. */
+function withPeers<T>(
+  session: Session,
+  ask: (peers: Peers) => Promise<T[]>,
+  then: (answers: readonly T[]) => void,
+): void {
+  const { peers } = session.context;
+  if (peers === undefined) {
+    then([]);
     return;
   }
-  let lines = '';
-  for (const other of chosen) lines += clientLine(other);
-  session.answer(encode.text(session.protocol, lines));
+  session.hold(Hold.request);
+  ask(peers)
+    .then(then, (thrown) => session.answer(encode.error(`ERR ${messageOf(thrown)}`)))
+    .finally(() => session.lift(Hold.request));
 }
 
-interface KillFilter {
-  matches(other: Session): boolean;
+function scopeOf(session: Session): string | undefined {
+  return session.identity?.keyPrefix?.toString('latin1');
 }
 
-/** Reads the filters of CLIENT KILL; a string is the error a server gives. */
-function readFilters(session: Session, request: Request): { filters: KillFilter[]; skipMe: boolean } | string {
-  const { args } = request;
-  const filters: KillFilter[] = [];
-  let skipMe = true;
-  for (let i = 2; i < args.length; i += 2) {
-    const value = args[i + 1]?.toString('latin1');
-    if (value === undefined) return 'ERR syntax error';
-    if (request.is(i, 'id')) {
-      if (!/^\d{1,15}$/.test(value) || Number(value) < 1) return 'ERR client-id should be greater than 0';
-      filters.push({ matches: (other) => other.id === Number(value) });
-    } else if (request.is(i, 'type')) {
-      if (!TYPES.includes(value.toLowerCase())) return `ERR Unknown client type '${value}'`;
-      filters.push({ matches: (other) => typeOf(other) === value.toLowerCase() });
-    } else if (request.is(i, 'addr')) {
-      filters.push({ matches: (other) => peerAddress(other) === value });
-    } else if (request.is(i, 'laddr')) {
-      filters.push({ matches: (other) => localAddress(other) === value });
-    } else if (request.is(i, 'user')) {
-      filters.push({ matches: (other) => other.user === value });
-    } else if (request.is(i, 'maxage') && session.context.upstream.facts.server === 'valkey') {
-      if (!/^\d{1,15}$/.test(value) || Number(value) < 1) return 'ERR maxage is not an integer or out of range';
-      filters.push({ matches: (other) => Date.now() - other.createdAt >= Number(value) * 1000 });
-    } else if (request.is(i, 'skipme')) {
-      if (value.toLowerCase() === 'yes') skipMe = true;
-      else if (value.toLowerCase() === 'no') skipMe = false;
-      else return 'ERR syntax error';
-    } else return 'ERR syntax error';
+/** `CLIENT LIST [TYPE type] | [ID id …]` */
+export function answerClientList(session: Session, request: Request): void {
+  const query = readListQuery(request, scopeOf(session));
+  if (typeof query === 'string') {
+    session.answer(encode.error(query));
+    return;
   }
-  return { filters, skipMe };
+  const idOf = (line: string): number => Number(/^id=(\d+)/.exec(line)?.[1]);
+  withPeers(
+    session,
+    (peers) => peers.list(query),
+    (elsewhere) => {
+      const lines = [...listClients(session.context.registry, query), ...elsewhere.flat()];
+      lines.sort((a, b) => idOf(a) - idOf(b));
+      session.answer(encode.text(session.protocol, lines.join('')));
+    },
+  );
 }
 
 /** `CLIENT KILL addr:port` and `CLIENT KILL filter value …`. */
-export function killClients(session: Session, request: Request): void {
-  const { args } = request;
-  const { registry } = session.context;
-  const kill = (other: Session): void => {
-    if (other === session) session.endAfterReply();
-    else other.close('CLIENT KILL');
-  };
-  if (args.length === 3) {
-    const address = args[2]!.toString('latin1');
-    const found = [...registry.all()].find((other) => peerAddress(other) === address);
-    session.answer(found === undefined ? encode.error('ERR No such client') : encode.OK);
-    if (found !== undefined) kill(found);
+export function answerClientKill(session: Session, request: Request): void {
+  const valkey = session.context.upstream.facts.server === 'valkey';
+  const query = readKillQuery(request, session.id, valkey, scopeOf(session));
+  if (typeof query === 'string') {
+    session.answer(encode.error(query));
     return;
   }
-  const read = readFilters(session, request);
-  if (typeof read === 'string') {
-    session.answer(encode.error(read));
-    return;
-  }
-  const found = [...registry.all()].filter(
-    (other) => !(read.skipMe && other === session) && read.filters.every((filter) => filter.matches(other)),
+  withPeers(
+    session,
+    (peers) => peers.kill(query),
+    (elsewhere) => {
+      const { registry } = session.context;
+      const asked = matches(session, query);
+      const others = killClients(registry, asked ? { ...query, exceptId: session.id } : query);
+      const count = elsewhere.reduce((sum, killed) => sum + killed, others + (asked ? 1 : 0));
+      if (request.args.length > 3) session.answer(encode.integer(count));
+      else session.answer(count === 0 ? encode.error('ERR No such client') : encode.OK);
+      if (asked) session.endAfterReply();
+    },
   );
-  session.answer(encode.integer(found.length));
-  for (const other of found) kill(other);
 }

@@ -1,9 +1,17 @@
 /** The clients of this process, by Holdfast's own client ID. */
 import type { Session } from './session.ts';
+import { Pin } from './session-state.ts';
 
 export class ClientRegistry {
   private readonly sessions = new Map<number, Session>();
-  private nextId = 1;
+  private nextId: number;
+  private readonly idStep: number;
+
+  /** IDs are unique over all processes of a sidecar: process `index` of `count` takes every count-th. */
+  constructor(index: number, count: number) {
+    this.nextId = index + 1;
+    this.idStep = count;
+  }
 
   get size(): number {
     return this.sessions.size;
@@ -11,7 +19,7 @@ export class ClientRegistry {
 
   allocateId(): number {
     const id = this.nextId;
-    this.nextId += 1;
+    this.nextId += this.idStep;
     return id;
   }
 
@@ -25,6 +33,14 @@ export class ClientRegistry {
 
   get(id: number): Session | undefined {
     return this.sessions.get(id);
+  }
+
+  /** The KV store's ID of a client's dedicated connection; 0 for none. `pin` gives it one to keep. */
+  laneOf(id: number, pin: boolean): Promise<number> {
+    const session = this.sessions.get(id);
+    if (session === undefined) return Promise.resolve(0);
+    if (!pin) return Promise.resolve(session.blockedLaneId());
+    return new Promise((resolve) => session.whenDedicated(Pin.redirectTarget, resolve));
   }
 
   /** In the order of their IDs. */

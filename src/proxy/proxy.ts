@@ -11,9 +11,11 @@ import { HoldfastError, messageOf } from '../errors.ts';
 import type { Interceptor } from '../intercept/interceptor.ts';
 import { adoptAccepted, readByEvents } from './byte-source.ts';
 import { type CommandPlans, type PrefixedKeys, planCommands } from './carriage.ts';
+import { killClients, listClients } from './client-list.ts';
 import { ClientRegistry } from './client-registry.ts';
 import type { IdentityProvider } from './identity.ts';
 import { DEFAULT_LIMITS, type ProxyLimits } from './limits.ts';
+import type { PeerService, Peers } from './peers.ts';
 import { Session } from './session.ts';
 import type { Pooling, ProxyCounters, SessionContext } from './session-state.ts';
 import { Upstream, type UpstreamAddress, type UpstreamListener } from './upstream.ts';
@@ -38,6 +40,8 @@ export interface ProxyOptions {
   readonly prefixedKeys?: PrefixedKeys;
   readonly identities?: IdentityProvider;
   readonly upstreamListener?: UpstreamListener;
+  /** Gives the other processes of this sidecar, and takes what this one answers them. */
+  readonly peers?: (service: PeerService) => Peers;
   readonly log: Logger;
 }
 
@@ -70,7 +74,13 @@ const NO_LISTENER: UpstreamListener = { connected: () => undefined, lost: () => 
 export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const limits: ProxyLimits = { ...DEFAULT_LIMITS, ...options.limits };
   const { log } = options;
-  const registry = new ClientRegistry();
+  const peers = options.peers?.({
+    list: (query) => listClients(registry, query),
+    kill: (query) => killClients(registry, query),
+    laneOf: (clientId, pin) => registry.laneOf(clientId, pin),
+    clients: () => registry.size,
+  });
+  const registry = new ClientRegistry(peers?.index ?? 0, peers?.count ?? 1);
   const upstream = new Upstream({
     address: options.upstream,
     limits,
@@ -86,6 +96,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     limits,
     pooling: options.pooling ?? 'transaction',
     registry,
+    peers,
     log,
     counters,
   };
@@ -94,7 +105,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   let clientsRefused = 0;
 
   function accept(accepted: net.Socket, address: ListenAddress, listener: number): void {
-    if (registry.size >= limits.clientsMax) {
+    if (registry.size + (peers?.clientsElsewhere ?? 0) >= limits.clientsMax) {
       clientsRefused += 1;
       accepted.on('error', () => undefined);
       accepted.end('-ERR max number of clients reached\r\n');

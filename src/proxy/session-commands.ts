@@ -5,7 +5,7 @@
 import { messageOf } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
-import { clientLine, clientList, killClients } from './client-list.ts';
+import { answerClientKill, answerClientList, clientLine } from './client-list.ts';
 import { forward, onLane, send, sendSticky } from './forward.ts';
 import { isInteger } from './integer.ts';
 import type { Request } from './request.ts';
@@ -33,8 +33,8 @@ const HANDLERS: Readonly<Record<string, Handler>> = {
   'client|setname': setName,
   'client|setinfo': setInfo,
   'client|info': (session) => session.answer(encode.text(session.protocol, clientLine(session))),
-  'client|list': (session, request) => clientList(session, request),
-  'client|kill': (session, request) => killClients(session, request),
+  'client|list': answerClientList,
+  'client|kill': answerClientKill,
   'client|reply': setReplyMode,
   'client|unblock': unblock,
   'client|tracking': tracking,
@@ -378,19 +378,29 @@ function unblock(session: Session, request: Request): void {
     onLane(session, 0, () => forward(session, request));
     return;
   }
-  const laneId = session.context.registry.get(Number(id))?.blockedLaneId() ?? 0;
-  const args = [...request.args];
-  args[2] = Buffer.from(String(laneId > 0 ? laneId : Number.MAX_SAFE_INTEGER));
   session.hold(Hold.request);
   session.whenQuiet(() => {
-    session
-      .resend(args)
+    laneOf(session, Number(id), false)
+      .then((laneId) =>
+        session.resend(request.withArgument(2, String(laneId > 0 ? laneId : Number.MAX_SAFE_INTEGER)).args),
+      )
       .then(
         (reply) => session.answer(reply),
         (thrown) => session.answer(encode.error(`KVDOWN ${messageOf(thrown)}`)),
       )
       .finally(() => session.lift(Hold.request));
   });
+}
+
+/**
+ * The KV store's ID of the connection that a client of Holdfast's is on, in whichever process it is; 0 where there is none.
+ * `pin`: it is moved to one of its own, to stay there.
+ */
+async function laneOf(session: Session, clientId: number, pin: boolean): Promise<number> {
+  const { registry, peers } = session.context;
+  const own = registry.get(clientId);
+  if (own !== undefined) return registry.laneOf(clientId, pin);
+  return peers === undefined ? 0 : peers.laneOf(clientId, pin);
 }
 
 /** REDIRECT names a client of Holdfast's; the server must be told of that client's lane. */
@@ -411,23 +421,17 @@ function tracking(session: Session, request: Request): void {
     return;
   }
   const id = Number(request.args[at + 1]!.toString('latin1'));
-  const target = session.context.registry.get(id);
-  session.redirectsTo = target?.id ?? 0;
-  if (target === undefined || target === session) {
-    sendSticky(
-      session,
-      request.withArgument(at + 1, String(target === session ? 0 : Number.MAX_SAFE_INTEGER)),
-      'client|tracking',
-    );
-    return;
-  }
   session.hold(Hold.request);
-  target.whenDedicated(Pin.redirectTarget, (laneId) => {
-    if (!session.closed) {
-      sendSticky(session, request.withArgument(at + 1, String(laneId)), 'client|tracking');
+  void (id === session.id ? Promise.resolve(0) : laneOf(session, id, true))
+    .catch(() => 0)
+    .then((laneId) => {
+      if (session.closed) return;
+      session.redirectsTo = laneId > 0 ? id : 0;
+      // Itself is 0 to the server too; a client that is not there is one that no server has.
+      const target = laneId > 0 || id === session.id ? laneId : Number.MAX_SAFE_INTEGER;
+      sendSticky(session, request.withArgument(at + 1, String(target)), 'client|tracking');
       session.lift(Hold.request);
-    }
-  });
+    });
 }
 
 function redirection(session: Session, request: Request, rewrite: (reply: Buffer) => Buffer): void {

@@ -4,6 +4,7 @@ import type { CommandPlans } from './carriage.ts';
 import type { ClientRegistry } from './client-registry.ts';
 import type { IdentityProvider } from './identity.ts';
 import type { ProxyLimits } from './limits.ts';
+import type { Peers } from './peers.ts';
 import type { PendingExchange } from './pending-exchange.ts';
 import type { Upstream } from './upstream.ts';
 
@@ -15,6 +16,8 @@ export interface SessionContext {
   readonly plans: CommandPlans;
   /** For sessions with a scope. */
   readonly scopedPlans: CommandPlans;
+  /** The other processes of this sidecar; `undefined` when there are none. */
+  readonly peers: Peers | undefined;
   readonly identities: IdentityProvider | undefined;
   readonly limits: ProxyLimits;
   readonly pooling: Pooling;
