@@ -72,9 +72,6 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
     log.error({ error: messageOf(error) }, 'a worker thread failed with no entry in hand');
   });
 
-  let ready = app.threads;
-  let closing = false;
-  const listeners: (() => void)[] = [];
   const check = async (): Promise<void> => {
     const failure = (await pool.run(undefined)) as HandlerFailure | undefined;
     if (failure !== undefined) throw new HoldfastError('CONFIG', failure.message);
@@ -87,17 +84,39 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
     if (error instanceof HoldfastError) throw error;
     throw new HoldfastError('CONFIG', `handlers: a thread ended at the start: ${messageOf(lastError ?? error)}`);
   }
-  pool.on('workerDestroy', () => {
-    ready -= 1;
+
+  /** Threads that have loaded their handlers, by thread ID. Piscina's events tell of one at a time, and of ends twice or never. */
+  const loaded = new Set(pool.threads.map((thread) => thread.threadId));
+  let ready = loaded.size;
+  let closing = false;
+  const listeners: (() => void)[] = [];
+  const recount = (): void => {
+    const alive = new Set(pool.threads.map((thread) => thread.threadId));
+    for (const id of loaded) if (!alive.has(id)) loaded.delete(id);
+    const before = ready;
+    ready = loaded.size;
+    if (ready > before) for (const listener of listeners) listener();
+  };
+  pool.on('workerDestroy', ({ id }: { id: number }) => {
+    // It is among the pool's threads until this event is over.
+    loaded.delete(id);
+    recount();
   });
-  pool.on('workerCreate', () => {
-    ready += 1;
-    for (const listener of listeners) listener();
+  pool.on('workerCreate', ({ id }: { id: number }) => {
+    loaded.add(id);
+    recount();
   });
   // Piscina stops replacing threads once one has died while it started. Asking for one more call makes it try again.
+  let probing = false;
   const probe = setInterval(() => {
-    if (ready >= app.threads || pool.queueSize > 0) return;
-    check().catch((error: unknown) => log.error({ error: messageOf(error) }, 'a worker thread could not be replaced'));
+    recount();
+    if (ready >= app.threads || probing) return;
+    probing = true;
+    check()
+      .catch((error: unknown) => log.error({ error: messageOf(error) }, 'a worker thread could not be replaced'))
+      .finally(() => {
+        probing = false;
+      });
   }, PROBE_MS);
   probe.unref();
 

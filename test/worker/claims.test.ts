@@ -1,0 +1,238 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import type { Redis } from 'ioredis';
+import { afterEach, describe, expect, test } from 'vitest';
+import { defineApp } from '../../src/worker/app.ts';
+import { createGroup, type Group } from '../../src/worker/group.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { type SpawnedWorker, spawnWorker } from './spawn-worker.ts';
+import { addAll, client, deadLettersOf, drained, pendingOf, runWorker, until } from './worker-harness.ts';
+
+const slowApp = fileURLToPath(new URL('./apps/slow.ts', import.meta.url));
+const spawned: SpawnedWorker[] = [];
+
+afterEach(async () => {
+  for (const worker of spawned.splice(0)) {
+    worker.kill('SIGKILL');
+    await worker.exited;
+  }
+});
+
+function spawnSlow(kv: string): SpawnedWorker {
+  const worker = spawnWorker({ app: slowApp, kv }, { TELL_URL: kv });
+  spawned.push(worker);
+  return worker;
+}
+
+async function told(redis: Redis): Promise<string[]> {
+  return redis.lrange('told', 0, -1);
+}
+
+/** Another worker's hands, without its loops. */
+function hands(redis: Redis, consumer: string): Group {
+  return createGroup({
+    stream: 'events',
+    name: 'events-group',
+    consumer,
+    startId: '0',
+    commands: redis,
+    reader: redis,
+  });
+}
+
+describe.each(kvKinds)('claims on %s', (kind) => {
+  test('of a killed worker are taken over within five seconds, and no attempt is counted', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const [first, second] = [spawnSlow(kv.url), spawnSlow(kv.url)];
+    await Promise.all([first.ready, second.ready]);
+    await addAll(
+      redis,
+      'events',
+      Array.from({ length: 8 }, () => ({ ms: '1500' })),
+    );
+    await until('all eight run', async () => (await told(redis)).length === 8);
+    first.kill('SIGKILL');
+    const killedAt = Date.now();
+    await until('all ended', () => drained(redis, 'events'), 20_000);
+    expect(Date.now() - killedAt).toBeLessThan(5000 + 1500 + 1000);
+    const lines = await told(redis);
+    expect(lines.every((line) => line.split(' ')[2] === '1')).toBe(true);
+    expect(new Set(lines.filter((line) => line.startsWith('end')).map((line) => line.split(' ')[1])).size).toBe(8);
+    expect(await deadLettersOf(redis, 'events')).toEqual([]);
+  });
+
+  test('of a slow handler are kept: it runs once, far beyond the time after which a worker counts as dead', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const starts: string[] = [];
+    const app = (name: string) =>
+      defineApp({
+        streams: 'events',
+        heartbeatMs: 100,
+        deadAfterMs: 300,
+        handlers: {
+          slow: {
+            run: 'in-process',
+            async handle() {
+              starts.push(name);
+              await sleep(2000);
+            },
+          },
+        },
+      });
+    await addAll(redis, 'events', [{ n: '1' }]);
+    await runWorker(app('one'), { kv: kv.url });
+    await runWorker(app('two'), { kv: kv.url });
+    await until('acknowledged', () => drained(redis, 'events'));
+    expect(starts).toHaveLength(1);
+  });
+
+  test('that were lost allow nothing any more: no acknowledgement, no retry, no report, no renewal', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const [slow, fast] = [hands(redis, 'slow'), hands(redis, 'fast')];
+    await slow.ensure();
+    const [id] = await addAll(redis, 'events', [{ n: '1' }]);
+    await slow.read(1, 1);
+    await redis.call('XCLAIM', 'events', 'events-group', 'fast', 0, id!, 'JUSTID');
+    const history = { attempt: 4, takeovers: 0 };
+    expect(await slow.acknowledge([id!])).toEqual([id]);
+    expect(await slow.postpone([{ id: id!, delayMs: 0, ...history }])).toEqual([id]);
+    expect(await slow.rewrite([{ id: id!, ...history }])).toEqual([id]);
+    expect(await slow.bury('events:dead', id!, ['event', 'x'])).toBe(false);
+    expect(await slow.renew([id!])).toEqual(new Map([[id, 'fast']]));
+    expect(await pendingOf(redis, 'events')).toMatchObject([{ id, consumer: 'fast', deliveries: 1 }]);
+    expect(await redis.exists('events:dead')).toBe(0);
+    expect(await fast.acknowledge([id!])).toEqual([]);
+    expect(await fast.renew([id!])).toEqual(new Map([[id, '']]));
+  });
+
+  test('for what is due are granted to one of many that ask at once', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const owner = hands(redis, 'owner');
+    await owner.ensure();
+    const ids = await addAll(
+      redis,
+      'events',
+      Array.from({ length: 50 }, (_, n) => ({ n: String(n) })),
+    );
+    await owner.read(50, 1);
+    await owner.postpone(ids.map((id) => ({ id, delayMs: 0, attempt: 2, takeovers: 0 })));
+    const claimers = await Promise.all(
+      Array.from({ length: 8 }, (_, i) => hands(client(kv.url), `claimer-${i}`).claimDue(50)),
+    );
+    expect(
+      claimers
+        .flat()
+        .map((entry) => entry.id)
+        .sort(),
+    ).toEqual([...ids].sort());
+    expect(claimers.flat().every((entry) => entry.attempt === 2)).toBe(true);
+  });
+
+  test('wait out their delay', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const owner = hands(redis, 'owner');
+    await owner.ensure();
+    const [soon, late] = await addAll(redis, 'events', [{ n: 'soon' }, { n: 'late' }]);
+    await owner.read(2, 1);
+    await owner.postpone([
+      { id: soon!, delayMs: 200, attempt: 2, takeovers: 0 },
+      { id: late!, delayMs: 60_000, attempt: 2, takeovers: 0 },
+    ]);
+    expect(await owner.claimDue(10)).toEqual([]);
+    await until('the first is due', () => owner.hasDue());
+    expect((await owner.claimDue(10)).map((entry) => entry.id)).toEqual([soon]);
+    // Waiting is not being dead: nobody takes it over.
+    expect(await owner.takeOver(0, () => true)).toEqual([]);
+    expect((await pendingOf(redis, 'events')).find((entry) => entry.id === late)?.consumer).toBe('events-group:retry');
+  });
+
+  test.each(['without a database', 'with a database'])(
+    'of 20 dead workers in a row are a permanent failure, %s',
+    async (mode) => {
+      const kv = await startKv(kind);
+      const redis = client(kv.url);
+      const database = mode === 'with a database' ? (await startTestPostgres()).url : undefined;
+      const dying = hands(redis, 'dying');
+      await dying.ensure();
+      const [id] = await addAll(redis, 'events', [{ n: '1' }]);
+      await dying.read(1, 1);
+      for (let death = 1; death <= 20; death += 1) {
+        expect(await dying.takeOver(0, () => false)).toEqual([{ id, attempt: 1, takeovers: death }]);
+        if (death < 20) expect(await dying.claimDue(1)).toMatchObject([{ id, attempt: 1, takeovers: death }]);
+      }
+      let calls = 0;
+      const app = defineApp({
+        streams: 'events',
+        handlers: {
+          any: {
+            run: 'in-process',
+            handle() {
+              calls += 1;
+            },
+          },
+        },
+      });
+      await runWorker(app, { kv: kv.url, database });
+      await until('reported', async () => (await deadLettersOf(redis, 'events')).length === 1);
+      expect((await deadLettersOf(redis, 'events'))[0]).toMatchObject({ id, attempts: '0', takeovers: '20' });
+      expect(calls).toBe(0);
+      await until('acknowledged', () => drained(redis, 'events'));
+    },
+  );
+
+  test('are handed back by a worker that shuts down, without an attempt counted, and nothing of it stays', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const attempts: number[] = [];
+    const aborts: unknown[] = [];
+    const app = (ms: number) =>
+      defineApp({
+        streams: 'events',
+        concurrency: 2,
+        handlers: {
+          slow: {
+            run: 'in-process',
+            async handle(_event, { attempt, signal }) {
+              attempts.push(attempt);
+              signal.addEventListener('abort', () => aborts.push(signal.reason));
+              await sleep(ms, undefined, { signal });
+            },
+          },
+        },
+      });
+    await addAll(
+      redis,
+      'events',
+      Array.from({ length: 5 }, (_, n) => ({ n: String(n) })),
+    );
+    const worker = await runWorker(app(60_000), { kv: kv.url, drainMs: 200 });
+    await until('two run', () => attempts.length === 2);
+    await worker.stop();
+    expect(aborts).toHaveLength(2);
+    const consumers = (await redis.call('XINFO', 'CONSUMERS', 'events', 'events-group')) as unknown[][];
+    expect(consumers.map((info) => info[1])).toEqual(['events-group:retry']);
+    await runWorker(app(1), { kv: kv.url });
+    await until('acknowledged', () => drained(redis, 'events'));
+    expect(attempts).toEqual([1, 1, 1, 1, 1, 1, 1]);
+  });
+
+  test('of consumers that are long gone go, those with something pending stay', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const [kept, gone, me] = [hands(redis, 'kept'), hands(redis, 'gone'), hands(redis, 'me')];
+    await kept.ensure();
+    await addAll(redis, 'events', [{ n: '1' }]);
+    for (const group of [kept, gone, me]) await group.read(1, 1);
+    await redis.xgroup('CREATECONSUMER', 'events', 'events-group', 'gone');
+    await redis.xgroup('CREATECONSUMER', 'events', 'events-group', 'me');
+    await sleep(20);
+    expect(await me.removeGoneConsumers(60_000)).toBe(0);
+    expect(await me.removeGoneConsumers(10)).toBe(1);
+    expect((await me.consumers()).map((info) => info.name).sort()).toEqual(['kept', 'me']);
+  });
+});
