@@ -20,6 +20,11 @@ const SUBCOMMANDS: readonly Registration[] = [
     load: async () => (await import('./serve.ts')).serve,
   },
   {
+    name: 'demo',
+    summary: 'kills its own KV store in the middle of a stream of events and shows that nothing is lost',
+    load: async () => (await import('./demo.ts')).demo,
+  },
+  {
     name: 'status',
     summary: 'one look at a running sidecar',
     load: async () => (await import('./operations/status-command.ts')).status,
