@@ -4,6 +4,7 @@
  * commit names the epoch it was made under, so a stale record costs a detour and never an entry.
  */
 import type pg from 'pg';
+import { byteaArray } from './binary-array.ts';
 import { ENTRY_ID_ZERO, maxEntryId } from './entry-id.ts';
 
 export type StreamMode = 'normal' | 'outage' | 'restoring';
@@ -150,6 +151,23 @@ export class StreamRegistry {
         return stream;
       }
     }
+  }
+
+  /** Takes in streams that were found in the KV store. */
+  async discover(database: number, names: readonly Buffer[]): Promise<void> {
+    await this.#pool.query(
+      `WITH begun AS (
+         INSERT INTO holdfast.stream (database, name, incarnation, present)
+         SELECT $1, found.name, 1 + coalesce((SELECT max(old.incarnation) FROM holdfast.stream AS old
+                                               WHERE old.database = $1 AND sha256(old.name) = sha256(found.name)), 0), true
+           FROM unnest($2::bytea[]) AS found (name)
+         ON CONFLICT DO NOTHING
+         RETURNING stream_id
+       )
+       SELECT pg_notify('holdfast', 'stream ' || stream_id) FROM begun`,
+      [database, byteaArray(names)],
+    );
+    await this.reload();
   }
 
   /** Reads one stream again, as a notification asks. */

@@ -25,12 +25,21 @@ import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
 import { checkpointOf, floorOf, type Looked, saveCheckpoints } from './checkpoint.ts';
 import { compare, type KnownStream } from './compare.ts';
+import { Discovery } from './discover.ts';
 import { endStreams } from './end-streams.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { byField, type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
-import { parseServerIdentity, readSnapshot, type ServerIdentity, type StreamSnapshot } from './kv-snapshot.ts';
+import {
+  type KvSnapshot,
+  parseServerIdentity,
+  readSnapshot,
+  type ServerIdentity,
+  type StreamSnapshot,
+} from './kv-snapshot.ts';
 import { Leadership } from './leadership.ts';
+import { PendingPages } from './pending-pages.ts';
 import { publishBacklog, publishedIds } from './publish.ts';
+import { Reconciler } from './reconcile.ts';
 import { restoreStream } from './restore.ts';
 import { formatWitness, parseWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
 
@@ -68,6 +77,8 @@ export interface RecoveryStatus {
   readonly entriesRestoredTotal: number;
   readonly aliasesTotal: number;
   readonly possibleDuplicatesTotal: number;
+  /** Entries taken in that had not passed through Holdfast. */
+  readonly observedTotal: number;
   readonly lastLookMs: number;
   readonly lastRestoreMs: number;
   readonly lastError: string | undefined;
@@ -86,6 +97,10 @@ export class Recovery {
   readonly #lookIntervalMs: number;
   readonly #log: Logger;
   readonly #leadership: Leadership;
+  readonly #reconciler = new Reconciler();
+  readonly #pendingPages = new PendingPages();
+  readonly #discovery: Discovery;
+  #discovered = false;
 
   #state: KvState = 'comparing';
   #stateSince = Date.now();
@@ -121,6 +136,7 @@ export class Recovery {
     this.#lookIntervalMs = options.lookIntervalMs ?? 1000;
     this.#log = options.log;
     this.#leadership = new Leadership(options.ledger, options.log);
+    this.#discovery = new Discovery(options.ledger, options.ledgered);
   }
 
   get state(): KvState {
@@ -188,6 +204,7 @@ export class Recovery {
       entriesRestoredTotal: this.#entriesRestored,
       aliasesTotal: this.#aliases,
       possibleDuplicatesTotal: this.#possibleDuplicates,
+      observedTotal: this.#reconciler.observedTotal,
       lastLookMs: this.#lastLookMs,
       lastRestoreMs: this.#lastRestoreMs,
       lastError: this.#lastError,
@@ -473,7 +490,8 @@ export class Recovery {
       this.look()
         .then(() => this.#schedule())
         .catch((thrown: unknown) => this.#log.error({ err: thrown }, 'look failed unexpectedly'));
-    }, this.#lookIntervalMs);
+      // With very many streams a look is work for the KV store: never more than a quarter of its time.
+    }, Math.max(this.#lookIntervalMs, this.#lastLookMs * 3));
   }
 
   #lookFailed(thrown: unknown): void {
@@ -526,10 +544,7 @@ export class Recovery {
     const known = await readKnownStreams(this.ledger.pool, undefined);
     const lookedAt = rows[0]!.now;
     const looked = await this.#compareAll(connection, identity, known, lookedAt);
-    if (leads) {
-      await this.#placeWitness(connection);
-      await saveCheckpoints(this.ledger.pool, this.#leadership.epoch, lookedAt, looked);
-    }
+    if (leads) await this.#keep(connection, lookedAt, looked);
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
     this.#identity = identity;
@@ -540,6 +555,38 @@ export class Recovery {
     if (this.#state !== 'open') this.#lastError = undefined;
     this.#become('open');
     this.#work();
+  }
+
+  /** What the leader does with a good look. */
+  async #keep(connection: KvConnection, lookedAt: Date, looked: readonly Looked[]): Promise<void> {
+    const { ledger } = this;
+    const leaderEpoch = this.#leadership.epoch;
+    await this.#placeWitness(connection);
+    await saveCheckpoints(ledger.pool, leaderEpoch, lookedAt, looked);
+    await this.#pendingPages.record(ledger, connection, leaderEpoch, lookedAt, looked);
+    await this.#reconciler.reconcile(
+      {
+        ledger,
+        connection,
+        leaderEpoch,
+        log: this.#log,
+        conflict: async ({ known }) => {
+          await this.#lost(known, 'an ID holds other fields than the ledger has', lookedAt);
+        },
+      },
+      looked,
+    );
+    // The first time all at once: what is there must be known before it can be missed.
+    for (let walked = await this.#discovery.step(connection); !walked && !this.#discovered; ) {
+      walked = await this.#discovery.step(connection);
+    }
+    this.#discovered = true;
+  }
+
+  async #lost(known: KnownStream, cause: string, lookedAt: Date): Promise<void> {
+    if (!(await this.#raise(known.streamId, known.epoch, 'restoring', cause, lookedAt))) return;
+    this.#losses += 1;
+    this.#log.warn({ stream: known.name.toString(), database: known.database, cause }, 'a stream lost something');
   }
 
   /** Marks what lost; gives what compared well. */
@@ -556,25 +603,53 @@ export class Recovery {
         connection,
         chunk.map((stream) => ({ database: stream.database, name: stream.name, groups: stream.groups.keys() })),
       );
+      const streams = await this.#withNewGroups(connection, chunk, snapshot);
       if (snapshot.runId !== identity.runId || snapshot.role !== 'master') {
         throw new HoldfastError('KVDOWN', 'the KV store became another one');
       }
       for (const [index, stream] of chunk.entries()) {
         if (stream.mode === 'restoring') continue;
-        const actual = snapshot.streams[index]!;
+        const actual = streams[index]!;
         const verdict = compare(stream, actual, Date.now());
         if (verdict.kind === 'lost') {
-          if (await this.#raise(stream.streamId, stream.epoch, 'restoring', verdict.cause, lookedAt)) {
-            this.#losses += 1;
-            const { name, database } = stream;
-            this.#log.warn({ stream: name.toString(), database, cause: verdict.cause }, 'a stream lost something');
-          }
+          await this.#lost(stream, verdict.cause, lookedAt);
         } else if (verdict.kind === 'ended') {
           await this.ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, verdict.cause]);
         } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
       }
     }
     return looked;
+  }
+
+  /** Groups that the ledger does not know were not asked about by name: once more, where something is pending in one. */
+  async #withNewGroups(
+    connection: KvConnection,
+    known: readonly KnownStream[],
+    snapshot: KvSnapshot,
+  ): Promise<KvSnapshot['streams']> {
+    const again: number[] = [];
+    for (const [index, actual] of snapshot.streams.entries()) {
+      if (typeof actual === 'string') continue;
+      for (const [name, group] of actual.groups) {
+        if (group.pending > 0 && !known[index]!.groups.has(name)) {
+          again.push(index);
+          break;
+        }
+      }
+    }
+    if (again.length === 0) return snapshot.streams;
+    const second = await readSnapshot(
+      connection,
+      again.map((index) => {
+        const { database, name } = known[index]!;
+        return { database, name, groups: (snapshot.streams[index] as StreamSnapshot).groups.keys() };
+      }),
+    );
+    if (second.runId !== snapshot.runId) throw new HoldfastError('KVDOWN', 'the KV store became another one');
+    return snapshot.streams.map((actual, index) => {
+      const at = again.indexOf(index);
+      return at < 0 ? actual : second.streams[at]!;
+    });
   }
 
   async #raise(

@@ -706,3 +706,25 @@ BEGIN
     SET added = progress.added + excluded.added, last_id = GREATEST(progress.last_id, excluded.last_id);
   PERFORM pg_notify('holdfast', 'stream ' || heir);
 END $$;
+
+-- A page of a group's pending entries list replaces what was recorded of its range, acknowledgements of before the pass
+-- included. A page that overlaps only in part keeps its other part.
+CREATE FUNCTION holdfast.record_pending_page(
+  p_leader bigint, p_stream bigint, p_epoch bigint, p_group bigint, p_from bytea, p_to bytea, p_ids bytea,
+  p_pass_started timestamptz
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM holdfast.assert_leader(p_leader);
+  PERFORM FROM holdfast.stream JOIN holdfast.consumer_group USING (stream_id)
+    WHERE stream_id = p_stream AND stream.epoch = p_epoch AND stream.ended_at IS NULL
+      AND group_id = p_group AND consumer_group.ended_at IS NULL AND NOT changing
+      FOR SHARE OF stream;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  DELETE FROM holdfast.pending_page WHERE group_id = p_group AND to_id > p_from AND to_id <= p_to;
+  UPDATE holdfast.pending_page SET from_id = p_to WHERE group_id = p_group AND from_id < p_to AND to_id > p_to;
+  INSERT INTO holdfast.pending_page (group_id, from_id, to_id, ids) VALUES (p_group, p_from, p_to, p_ids);
+  DELETE FROM holdfast.acknowledgement
+   WHERE group_id = p_group AND max_id <= p_to AND recorded_at < p_pass_started;
+END $$;

@@ -1,0 +1,194 @@
+/**
+ * Takes in entries that did not pass through Holdfast: from scripts, functions and clients connected directly. Whether
+ * there are any, counting tells: of the entries up to a stream's last ID at one look, as many must have a row at the next
+ * look as entries-added had counted; an XADD that was on its way has committed by then. Only where the counts differ is
+ * the stream read, from where it was last complete, a bounded part for each look.
+ *
+ *   entries-added at the last look − (all rows − rows above that look's last ID) = entries without a row
+ *
+ * What is missing although all that exists has a row was deleted before anybody looked: it is counted, so that the next
+ * comparison expects it. Adopting a stream that the ledger did not know is the same, from 0-0.
+ */
+import type { Logger } from 'pino';
+import { bigintArray, byteaArray } from '../ledger/binary-array.ts';
+import { encodeFields } from '../ledger/entry-fields.ts';
+import { ENTRY_ID_ZERO, formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import type { Ledger } from '../ledger/ledger.ts';
+import type { Looked } from './checkpoint.ts';
+import type { KvConnection } from './kv-connection.ts';
+
+interface Counted {
+  readonly epoch: number;
+  readonly lastId: Buffer;
+  readonly entriesAdded: number;
+}
+
+export interface ReconcileContext {
+  readonly ledger: Ledger;
+  readonly connection: KvConnection;
+  readonly leaderEpoch: number;
+  readonly log: Logger;
+  /** An ID turned out to hold other fields than the ledger has under it. */
+  conflict(looked: Looked): Promise<void>;
+}
+
+const PAGE_ENTRIES = 1000;
+/** So many entries of one stream are read at one look. */
+const ENTRIES_PER_LOOK_MAX = 20_000;
+const SLOT = 64;
+
+export class Reconciler {
+  /** What the last look counted. */
+  #counted = new Map<number, Counted>();
+  #observed = 0;
+
+  /** Entries taken in that had not passed through Holdfast. */
+  get observedTotal(): number {
+    return this.#observed;
+  }
+
+  async reconcile(context: ReconcileContext, looked: readonly Looked[]): Promise<void> {
+    const before = this.#counted;
+    this.#counted = new Map();
+    const due: { readonly looked: Looked; readonly counted: Counted }[] = [];
+    for (const look of looked) {
+      const { known, actual } = look;
+      if (known.mode !== 'normal') continue;
+      this.#counted.set(known.streamId, {
+        epoch: known.epoch,
+        lastId: actual.lastId,
+        entriesAdded: actual.entriesAdded,
+      });
+      const counted = before.get(known.streamId);
+      if (counted === undefined || counted.epoch !== known.epoch) continue;
+      if (counted.lastId.compare(known.reconciledId) > 0) due.push({ looked: look, counted });
+    }
+    if (due.length === 0) return;
+    const missing = await missingEntries(context.ledger, due);
+    const complete: { streamId: number; lastId: Buffer }[] = [];
+    for (const [at, { looked: look, counted }] of due.entries()) {
+      const streamId = look.known.streamId;
+      if (missing[at]! <= 0) {
+        complete.push({ streamId, lastId: counted.lastId });
+        continue;
+      }
+      const reached = await this.#takeIn(context, look, counted);
+      if (reached === undefined) continue;
+      if (reached.compare(counted.lastId) < 0) {
+        complete.push({ streamId, lastId: reached });
+        continue;
+      }
+      const [gone] = await missingEntries(context.ledger, [{ looked: look, counted }]);
+      if (gone! > 0) {
+        await context.ledger.pool.query(
+          'UPDATE holdfast.stream SET added_base = added_base + $2 WHERE stream_id = $1 AND epoch = $3 AND ended_at IS NULL',
+          [streamId, gone, counted.epoch],
+        );
+      }
+      complete.push({ streamId, lastId: counted.lastId });
+    }
+    await context.ledger.pool.query(
+      `UPDATE holdfast.stream SET reconciled_id = GREATEST(reconciled_id, given.last_id)
+         FROM unnest($1::bigint[], $2::bytea[]) AS given (stream_id, last_id)
+        WHERE stream.stream_id = given.stream_id`,
+      [bigintArray(complete.map(({ streamId }) => streamId)), byteaArray(complete.map(({ lastId }) => lastId))],
+    );
+  }
+
+  /** Gives rows to entries that have none; gives how far it came, or nothing where the stream must be compared first. */
+  async #takeIn(context: ReconcileContext, look: Looked, counted: Counted): Promise<Buffer | undefined> {
+    const { known } = look;
+    let last = known.reconciledId;
+    for (let taken = 0; taken < ENTRIES_PER_LOOK_MAX; taken += PAGE_ENTRIES) {
+      const page = (await context.connection.command(known.database, [
+        'XRANGE',
+        known.name,
+        last.equals(ENTRY_ID_ZERO) ? '-' : `(${formatEntryId(last)}`,
+        formatEntryId(counted.lastId),
+        'COUNT',
+        PAGE_ENTRIES,
+      ])) as [Buffer, Buffer[]][];
+      if (page.length === 0) return counted.lastId;
+      const ids = page.map(([id]) => parseEntryId(id)!);
+      const outcome = await observe(
+        context.ledger,
+        known.streamId,
+        counted.epoch,
+        ids,
+        page.map(([, fields]) => encodeFields(fields)),
+      );
+      if (outcome === 'conflict') {
+        await context.conflict(look);
+        return undefined;
+      }
+      if (outcome === 'stale') return undefined;
+      this.#observed += outcome;
+      last = ids.at(-1)!;
+      if (page.length < PAGE_ENTRIES) return counted.lastId;
+    }
+    return last;
+  }
+}
+
+async function missingEntries(
+  ledger: Ledger,
+  due: readonly { readonly looked: Looked; readonly counted: Counted }[],
+): Promise<number[]> {
+  // One statement, so that counters and rows are of one moment.
+  const { rows } = await ledger.pool.query<{ missing: string }>(
+    `SELECT given.entries_added - stream.added_base - coalesce(
+              (SELECT sum(added) FROM holdfast.stream_progress AS progress WHERE progress.stream_id = given.stream_id), 0
+            ) + (SELECT count(*) FROM holdfast.entry
+                  WHERE entry.stream_id = given.stream_id AND entry.id > given.last_id) AS missing
+       FROM unnest($1::bigint[], $2::bytea[], $3::bigint[]) WITH ORDINALITY
+            AS given (stream_id, last_id, entries_added, position)
+       JOIN holdfast.stream USING (stream_id)
+      ORDER BY position`,
+    [
+      bigintArray(due.map(({ looked }) => looked.known.streamId)),
+      byteaArray(due.map(({ counted }) => counted.lastId)),
+      bigintArray(due.map(({ counted }) => counted.entriesAdded)),
+    ],
+  );
+  return rows.map((row) => Number(row.missing));
+}
+
+/** Writes rows marked as observed, where there are none; gives how many those were. */
+async function observe(
+  ledger: Ledger,
+  streamId: number,
+  epoch: number,
+  ids: readonly Buffer[],
+  fields: readonly Buffer[],
+): Promise<number | 'conflict' | 'stale'> {
+  const { rows: present } = await ledger.pool.query<{ id: Buffer; fields: Buffer }>(
+    'SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id BETWEEN $2 AND $3',
+    [streamId, ids[0], ids.at(-1)],
+  );
+  const known = new Map(present.map((row) => [row.id.toString('latin1'), row.fields]));
+  const fresh: number[] = [];
+  for (const [at, id] of ids.entries()) {
+    const have = known.get(id.toString('latin1'));
+    if (have === undefined) fresh.push(at);
+    else if (!have.equals(fields[at]!)) return 'conflict';
+  }
+  if (fresh.length === 0) return 0;
+  const { rows } = await ledger.pool.query<{ outcome: string }>(
+    `SELECT outcome FROM holdfast.commit_entries(
+       (SELECT max(part) FROM holdfast.entry_partition), $1::smallint, true, true,
+       $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bytea[])`,
+    [
+      SLOT,
+      bigintArray(fresh.map(() => streamId)),
+      byteaArray(fresh.map((at) => ids[at]!)),
+      bigintArray(fresh.map(() => epoch)),
+      byteaArray(fresh.map((at) => fields[at]!)),
+      bigintArray(fresh.map(() => undefined)),
+      bigintArray([streamId]),
+      bigintArray([epoch]),
+      byteaArray([ids[fresh.at(-1)!]!]),
+    ],
+  );
+  if (rows.some(({ outcome }) => outcome === 'conflict')) return 'conflict';
+  return rows.length > 0 ? 'stale' : fresh.length;
+}

@@ -1,0 +1,269 @@
+import { copyFile, stat, truncate } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Redis } from 'ioredis';
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import type { KvServer } from '../../src/embedded/kv-server.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
+
+const LOOK_MS = 50;
+
+describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
+  let kv: KvServer;
+  let sidecar: Sidecar;
+  let client: Redis;
+  let direct: Redis;
+
+  beforeAll(async () => {
+    kv = await startKv(kind, { extraArgs: ['--appendonly', 'no', '--enable-debug-command', 'yes'] });
+  });
+
+  async function begin(lookIntervalMs = LOOK_MS): Promise<void> {
+    const database = await startTestPostgres();
+    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs });
+    client = sidecar.client();
+  }
+
+  beforeEach(async () => {
+    direct = clientOf(kv.port);
+    await direct.flushall();
+  });
+
+  async function fill(stream = 's', count = 5, first = 0): Promise<string[]> {
+    const ids: string[] = [];
+    for (let n = first; n < first + count; n += 1) ids.push((await client.xadd(stream, '*', 'n', String(n)))!);
+    return ids;
+  }
+
+  async function looks(count = 3): Promise<void> {
+    const from = sidecar.recovery.status().looksTotal;
+    await eventually('looks', () => sidecar.recovery.status().looksTotal >= from + count);
+  }
+
+  async function idsOf(stream: string, through: Redis = client): Promise<string[]> {
+    return (await through.xrange(stream, '-', '+')).map(([id]) => id);
+  }
+
+  async function restored(count: number): Promise<void> {
+    await eventually('restored', () => sidecar.recovery.status().restoresTotal >= count);
+    await eventually('open', () => sidecar.recovery.status().troubled.length === 0);
+  }
+
+  test('DEL behind our back', async () => {
+    await begin();
+    const ids = await fill();
+    await direct.del('s');
+    await restored(1);
+    expect(await idsOf('s')).toEqual(ids);
+  });
+
+  test('FLUSHALL behind our back, streams in several databases', async () => {
+    await begin();
+    const ids = await fill();
+    await client.select(9);
+    const others = await fill('s', 3);
+    await direct.flushall();
+    await restored(2);
+    expect(await idsOf('s')).toEqual(others);
+    await client.select(0);
+    expect(await idsOf('s')).toEqual(ids);
+  });
+
+  test('nothing, when only the witness is gone [12]', async () => {
+    await begin();
+    await fill();
+    await looks();
+    await direct.del('holdfast:epoch');
+    await eventually('the witness is back', () => direct.exists('holdfast:epoch'));
+    await looks();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+  });
+
+  test('a stream that was evicted and made anew between two looks [7b]', async () => {
+    await begin(60_000);
+    const ids = await fill('s', 5);
+    const future = `${Date.now() + 1000}`;
+    await direct
+      .multi()
+      .del('s')
+      .xadd('s', `${future}-1`, 'direct', '1')
+      .xadd('s', `${future}-2`, 'direct', '2')
+      .exec();
+    await sidecar.recovery.look();
+    await restored(1);
+    expect(await idsOf('s')).toEqual([...ids, `${future}-1`, `${future}-2`]);
+  });
+
+  test('a stream that is gone, by the next XADD [7a]', async () => {
+    await begin(60_000);
+    const ids = await fill();
+    await direct.del('s');
+    const next = await client.xadd('s', '*', 'n', 'next');
+    await restored(1);
+    expect(await idsOf('s')).toEqual([...ids, next]);
+  });
+
+  test('a group that is gone', async () => {
+    await begin(60_000);
+    const ids = await fill();
+    await client.xgroup('CREATE', 's', 'g', '0');
+    await client.xreadgroup('GROUP', 'g', 'c', 'COUNT', 2, 'STREAMS', 's', '>');
+    await client.xack('s', 'g', ids[0]!, ids[1]!);
+    await sidecar.recovery.look();
+    await direct.xgroup('DESTROY', 's', 'g');
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
+    expect(reply[0]![1].map(([id]) => id)).toEqual(ids.slice(2));
+  });
+
+  test('a group that went back', async () => {
+    await begin();
+    const ids = await fill();
+    await client.xgroup('CREATE', 's', 'g', '0');
+    await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
+    await client.xack('s', 'g', ...ids);
+    await looks();
+    await direct.xgroup('SETID', 's', 'g', '0');
+    await restored(1);
+    expect(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')).toBeNull();
+  });
+
+  test('an old RDB file', async () => {
+    await begin();
+    const old = await fill('s', 3);
+    await client.xgroup('CREATE', 's', 'g', '0');
+    await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
+    await client.xack('s', 'g', old[0]!);
+    await looks();
+    await direct.save();
+    const directory = ((await direct.config('GET', 'dir')) as string[])[1]!;
+    const file = ((await direct.config('GET', 'dbfilename')) as string[])[1]!;
+    await client.xack('s', 'g', old[1]!);
+    const young = await fill('s', 3, 3);
+    await looks();
+    await kv.kill9();
+    await kv.restart();
+    expect((await stat(join(directory, file))).size).toBeGreaterThan(0);
+    await restored(1);
+    expect(await idsOf('s')).toEqual([...old, ...young]);
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
+    expect(reply[0]![1].map(([id]) => id)).toEqual([old[2], ...young]);
+  });
+
+  test('REPLICAOF somewhere else, and back', async () => {
+    const other = await startKv(kind, { extraArgs: ['--repl-diskless-sync-delay', '0'] });
+    await begin();
+    const ids = await fill();
+    await looks();
+    await direct.call('REPLICAOF', '127.0.0.1', String(other.port));
+    await eventually('the replica has synchronized', async () =>
+      /master_link_status:up/.test(await direct.info('replication')),
+    );
+    const during = client.xadd('s', '*', 'n', 'during');
+    await eventually('noticed', () => sidecar.recovery.state === 'down');
+    await direct.call('REPLICAOF', 'NO', 'ONE');
+    const id = await during;
+    await restored(1);
+    expect(await idsOf('s')).toEqual([...ids, id]);
+    expect(await direct.keys('*')).toContain('s');
+  });
+
+  test('entries that did not pass through Holdfast: scripts and direct clients', async () => {
+    await begin();
+    const [first] = await fill('s', 1);
+    const scripted = (await client.eval("return redis.call('XADD', KEYS[1], '*', 'by', 'script')", 1, 's')) as string;
+    const straight = await direct.xadd('s', '*', 'by', 'direct');
+    const [last] = await fill('s', 1);
+    await eventually('taken in', () => sidecar.recovery.status().observedTotal === 2);
+    await direct.flushall();
+    await restored(1);
+    expect(await idsOf('s')).toEqual([first, scripted, straight, last]);
+    const { rows } = await sidecar.ledger.pool.query('SELECT observed FROM holdfast.entry ORDER BY id');
+    expect(rows.map((row) => row.observed)).toEqual([false, true, true, false]);
+  });
+
+  test('entries written and deleted before anybody looked are counted, not missed', async () => {
+    await begin(60_000);
+    await fill('s', 2);
+    const id = await direct.xadd('s', '*', 'by', 'direct');
+    await direct.xdel('s', id!);
+    await sidecar.recovery.look();
+    await sidecar.recovery.look();
+    const { rows } = await sidecar.ledger.pool.query<{ added_base: string }>('SELECT added_base FROM holdfast.stream');
+    expect(rows[0]!.added_base).toBe('1');
+    await fill('s', 2, 2);
+    await sidecar.recovery.look();
+    expect(sidecar.recovery.status().lossesTotal).toBe(0);
+  });
+
+  test('what an empty ledger finds in a full KV store is adopted', async () => {
+    const ids: string[] = [];
+    for (let n = 0; n < 2500; n += 1) ids.push((await direct.xadd('old', '*', 'n', String(n)))!);
+    await direct.xgroup('CREATE', 'old', 'g', '0');
+    await direct.xreadgroup('GROUP', 'g', 'c', 'COUNT', 100, 'STREAMS', 'old', '>');
+    await direct.xack('old', 'g', ...ids.slice(0, 50));
+    await begin();
+    await eventually('taken in', () => sidecar.recovery.status().observedTotal === 2500);
+    await looks();
+    await direct.flushall();
+    await restored(1);
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 'old', '>')) as [
+      string,
+      [string, string[]][],
+    ][];
+    expect(reply[0]![1].map(([id]) => id)).toEqual(ids.slice(50));
+  });
+
+  test('a KV store of another ledger is refused, with the remedy', async () => {
+    await begin();
+    await eventually('the witness is there', () => direct.exists('holdfast:epoch'));
+    await expect(begin()).rejects.toThrow(/belongs to the ledger .* delete the key holdfast:epoch/);
+  });
+
+  test('an ID that now holds another entry: the lost one comes back under a new ID', async () => {
+    await begin(60_000);
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    await client.xadd('s', '5-1', 'event', 'lost');
+    await client.xadd('s', '6-1', 'event', 'kept');
+    await direct.multi().del('s').xadd('s', '5-1', 'event', 'other').exec();
+    await sidecar.recovery.look();
+    await restored(1);
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
+    const events = reply[0]![1];
+    expect(events.map(([, [, event]]) => event)).toEqual(['other', 'kept', 'lost']);
+    expect(events.slice(0, 2).map(([id]) => id)).toEqual(['5-1', '6-1']);
+    const { rows } = await sidecar.ledger.pool.query('SELECT 1 FROM holdfast.alias');
+    expect(rows).toHaveLength(1);
+    await sidecar.recovery.look();
+    await sidecar.recovery.look();
+    expect(sidecar.recovery.status().observedTotal).toBe(1);
+    expect(sidecar.recovery.status().lossesTotal).toBe(1);
+  });
+});
+
+describe.each(kvKinds)('a truncated AOF, with %s:', (kind) => {
+  test('the lost tail comes back', async () => {
+    const kv = await startKv(kind, {
+      extraArgs: ['--appendonly', 'yes', '--appendfsync', 'always', '--aof-use-rdb-preamble', 'no'],
+    });
+    const database = await startTestPostgres();
+    const sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
+    const client = sidecar.client();
+    const direct = clientOf(kv.port);
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    const ids: string[] = [];
+    for (let n = 0; n < 20; n += 1) ids.push((await client.xadd('s', '*', 'n', String(n)))!);
+    const [, directory] = (await direct.config('GET', 'dir')) as string[];
+    const [, sub] = (await direct.config('GET', 'appenddirname')) as string[];
+    const [, name] = (await direct.config('GET', 'appendfilename')) as string[];
+    const file = join(directory!, sub!, `${name}.1.incr.aof`);
+    await kv.kill9();
+    await copyFile(file, `${file}.whole`);
+    await truncate(file, (await stat(file)).size - 300);
+    await kv.restart();
+    await eventually('restored', () => sidecar.recovery.status().restoresTotal === 1);
+    await eventually('open', () => sidecar.recovery.status().troubled.length === 0);
+    expect((await client.xrange('s', '-', '+')).map(([id]) => id)).toEqual(ids);
+    expect(sidecar.recovery.status().entriesRestoredTotal).toBeGreaterThan(0);
+    expect(sidecar.recovery.status().entriesRestoredTotal).toBeLessThan(20);
+  });
+});
