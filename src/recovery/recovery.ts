@@ -87,6 +87,7 @@ export interface RecoveryStatus {
 const COMMAND_TIMEOUT_MS = 1500;
 const RETRY_MS = 50;
 const WAIT_MS_MAX = 5_000;
+const LOOK_INTERVAL_MS_MAX = 5_000;
 /** XINFO of so many streams blocks the KV store for well under a millisecond. */
 const STREAMS_PER_SNAPSHOT = 64;
 
@@ -486,12 +487,13 @@ export class Recovery {
   #schedule(): void {
     if (this.#stopped) return;
     clearTimeout(this.#tick);
+    // With very many streams a look is work for the KV store: not more than a quarter of its time.
+    const waitMs = Math.max(this.#lookIntervalMs, Math.min(this.#lastLookMs * 3, LOOK_INTERVAL_MS_MAX));
     this.#tick = setTimeout(() => {
       this.look()
         .then(() => this.#schedule())
         .catch((thrown: unknown) => this.#log.error({ err: thrown }, 'look failed unexpectedly'));
-      // With very many streams a look is work for the KV store: never more than a quarter of its time.
-    }, Math.max(this.#lookIntervalMs, this.#lastLookMs * 3));
+    }, waitMs);
   }
 
   #lookFailed(thrown: unknown): void {
