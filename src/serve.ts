@@ -5,12 +5,14 @@
  *
  * so that a client in the middle of a request still finds everything that its reply needs.
  */
+import cluster from 'node:cluster';
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { type ConnectionOptions, createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
-import { type Address, formatAddress } from './config/address.ts';
+import { AggregatorRegistry } from 'prom-client';
+import { type Address, formatAddress, parseAddress } from './config/address.ts';
 import type { Config, Listener } from './config/config.ts';
 import { loadConfig } from './config/load-config.ts';
 import { settingsHelp } from './config/settings.ts';
@@ -22,15 +24,18 @@ import { HoldfastError, messageOf } from './errors.ts';
 import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
-import { startHttpServer } from './operations/http-server.ts';
+import { type Readiness, startHttpServer } from './operations/http-server.ts';
 import { inspectKv, type KvTarget } from './operations/kv-inspector.ts';
 import { ledgerFigures } from './operations/ledger-figures.ts';
 import { reportLedger } from './operations/ledger-report.ts';
 import { createLogger } from './operations/logger.ts';
+import { mergeStatus } from './operations/merge-status.ts';
 import { addFigures, createMetrics } from './operations/metrics.ts';
 import { proxyFigures } from './operations/proxy-figures.ts';
 import type { StatusReport } from './operations/status-report.ts';
-import { type ListenAddress, startProxy } from './proxy/proxy.ts';
+import { joinPrimary, type Member } from './processes/member.ts';
+import { startMembers } from './processes/primary.ts';
+import { type ListenAddress, removeStaleSocket, startProxy } from './proxy/proxy.ts';
 import { startRecovery } from './recovery/recovery.ts';
 import type { Subcommand } from './subcommand.ts';
 import { readVersion } from './version.ts';
@@ -149,17 +154,22 @@ async function startEmbeddedKv(config: Config): Promise<KvServer> {
 export async function startHoldfast(config: Config, log: Logger): Promise<Holdfast> {
   const steps = stopSteps(log);
   try {
-    return await compose(config, log, steps);
+    return await (config.processes > 1 ? composeProcesses(config, log, steps) : compose(config, log, steps));
   } catch (error) {
     await steps.stop();
     throw error;
   }
 }
 
-async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdfast> {
-  const startedAt = new Date().toISOString();
-  const version = readVersion();
+/** The servers that a sidecar stands on: where they are, and those of them that are its own children. */
+interface Servers {
+  readonly target: KvTarget;
+  readonly databaseUrl: string;
+  readonly kvServer: KvServer | undefined;
+  readonly kvRestarts: () => number | undefined;
+}
 
+async function startServers(config: Config, log: Logger, steps: Steps): Promise<Servers> {
   async function adopt<T extends EmbeddedServer>(name: string, start: Promise<T>) {
     const server = await start;
     const supervision = supervise(server, name, log);
@@ -180,11 +190,20 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
   ]);
   if (kv.status === 'rejected') throw kv.reason;
   if (postgres.status === 'rejected') throw postgres.reason;
-  const embeddedKv = kv.value;
-  const kvServer = embeddedKv?.server;
+  const kvServer = kv.value?.server;
+  return {
+    target: kvServer === undefined ? remoteTarget(config.kv)! : embeddedTarget(kvServer),
+    databaseUrl: config.ledger.databaseUrl?.reveal() ?? postgres.value!.server.url,
+    kvServer,
+    kvRestarts: () => kv.value?.supervision.restarts,
+  };
+}
 
-  const target = kvServer === undefined ? remoteTarget(config.kv)! : embeddedTarget(kvServer);
-  const databaseUrl = config.ledger.databaseUrl?.reveal() ?? postgres.value!.server.url;
+async function compose(config: Config, log: Logger, steps: Steps, member?: Member): Promise<Holdfast> {
+  const startedAt = new Date().toISOString();
+  const version = readVersion();
+  const servers = member === undefined ? await startServers(config, log, steps) : serversOf(config, member);
+  const { target, databaseUrl, kvServer } = servers;
   const ledger = await openLedger({
     databaseUrl,
     name: `${hostname()}:${process.pid}`,
@@ -221,6 +240,7 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
       connected: (facts) => void recovery.upstreamConnected(facts),
       lost: () => recovery.upstreamLost(),
     },
+    ...(member === undefined ? {} : { peers: (service) => member.peers(service) }),
     log,
   });
   steps.onStop('proxy', () => proxy.stop(DRAIN_MS));
@@ -270,7 +290,7 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
         ...(await inspector.report()),
         where: formatAddress(addressOf(target)),
         embedded: kvServer !== undefined,
-        ...(embeddedKv === undefined ? {} : { restarts: embeddedKv.supervision.restarts }),
+        ...(kvServer === undefined ? {} : { restarts: servers.kvRestarts() ?? 0 }),
         ...(kvServer?.pid === undefined ? {} : { processId: kvServer.pid }),
       },
       ledger: await reportLedger(ledger, recovery, {
@@ -281,20 +301,76 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
     };
   }
 
+  async function readiness(): Promise<Readiness> {
+    const { state, troubled } = recovery.status();
+    const checks = {
+      kv: await inspector.reachable(),
+      ledger: ledger.metrics().available,
+      recovered: state === 'open' && troubled.length === 0,
+    };
+    return { ready: Object.values(checks).every(Boolean), checks };
+  }
+
+  let http: Address | undefined;
+  if (member !== undefined) {
+    member.answerWith({ status, readiness });
+    // The instance listens for the primary's questions.
+    new AggregatorRegistry();
+    AggregatorRegistry.setRegistries(metrics);
+  } else if (config.http !== 'off') {
+    const server = await startHttpServer({ address: config.http, metrics, log, status, readiness });
+    steps.onStop('HTTP', () => server.stop());
+    http = server.address;
+  }
+  return { addresses, http, kvServer, status, stop: () => steps.stop() };
+}
+
+function serversOf(config: Config, { role }: Member): Servers {
+  return {
+    target: role.kvSocket ?? remoteTarget(config.kv)!,
+    databaseUrl: role.databaseUrl ?? config.ledger.databaseUrl!.reveal(),
+    kvServer: undefined,
+    kvRestarts: () => undefined,
+  };
+}
+
+/** Several processes behind one port: this one holds the embedded servers and HTTP, the members serve. */
+async function composeProcesses(config: Config, log: Logger, steps: Steps): Promise<Holdfast> {
+  const { kvServer, kvRestarts, databaseUrl, target } = await startServers(config, log, steps);
+  for (const { address } of config.listen) if ('path' in address) await removeStaleSocket(address.path);
+  const primary = await startMembers({
+    count: config.processes,
+    kvSocket: kvServer === undefined ? undefined : { ...target },
+    databaseUrl: config.ledger.databaseUrl === undefined ? databaseUrl : undefined,
+    log,
+  });
+  steps.onStop('processes', () => primary.stop());
+  const addresses = primary.listen.map(parseAddress);
+
+  async function status(): Promise<StatusReport> {
+    const reports = (await primary.ask({ kind: 'status' })) as StatusReport[];
+    if (reports.length === 0) throw new HoldfastError('STARTUP', 'no process answers');
+    const merged = mergeStatus(reports, process.pid);
+    if (kvServer === undefined) return merged;
+    const { pid } = kvServer;
+    const embedded = { embedded: true, restarts: kvRestarts() ?? 0, ...(pid === undefined ? {} : { processId: pid }) };
+    return { ...merged, kv: { ...merged.kv, ...embedded } };
+  }
+
   let http: Address | undefined;
   if (config.http !== 'off') {
+    const aggregator = new AggregatorRegistry();
     const server = await startHttpServer({
       address: config.http,
-      metrics,
+      metrics: { contentType: aggregator.contentType, metrics: () => aggregator.clusterMetrics() },
       log,
       status,
       async readiness() {
-        const { state, troubled } = recovery.status();
-        const checks = {
-          kv: await inspector.reachable(),
-          ledger: ledger.metrics().available,
-          recovered: state === 'open' && troubled.length === 0,
-        };
+        const answers = (await primary.ask({ kind: 'readiness' })) as Readiness[];
+        const checks: Record<string, boolean> = { processes: answers.length === config.processes };
+        for (const answer of answers) {
+          for (const [name, holds] of Object.entries(answer.checks)) checks[name] = holds && (checks[name] ?? true);
+        }
         return { ready: Object.values(checks).every(Boolean), checks };
       },
     });
@@ -302,6 +378,27 @@ async function compose(config: Config, log: Logger, steps: Steps): Promise<Holdf
     http = server.address;
   }
   return { addresses, http, kvServer, status, stop: () => steps.stop() };
+}
+
+/** A member's life: until the primary, or a signal, ends it. */
+async function serveAsMember(config: Config, log: Logger, signalled: Promise<void>): Promise<number> {
+  const member = await joinPrimary();
+  const steps = stopSteps(log);
+  try {
+    const holdfast = await compose(config, log, steps, member);
+    member.ready(holdfast.addresses.map(formatAddress));
+    // A terminal's Ctrl-C reaches every process of the group; the primary says when it is time.
+    void signalled;
+    await member.stopRequested;
+    await holdfast.stop();
+  } catch (error) {
+    member.failed(messageOf(error));
+    await steps.stop();
+    return 2;
+  } finally {
+    process.disconnect?.();
+  }
+  return 0;
 }
 
 /** What a person types to get there. */
@@ -323,6 +420,7 @@ ${settingsHelp()}
   async run({ args, env, workingDirectory, terminal, stopRequested }) {
     const { config } = loadConfig({ args, env, workingDirectory });
     const log = createLogger({ level: config.log.level, pretty: terminal });
+    if (cluster.isWorker) return serveAsMember(config, log, stopRequested);
     // A signal during the start must not leave children behind: it is heeded as soon as there is something to stop.
     const holdfast = await startHoldfast(config, log);
     log.info(

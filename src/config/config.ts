@@ -232,6 +232,10 @@ export const configSchema = z.strictObject({
   listen,
   kv: kv.prefault({}),
   pooling: z.enum(['transaction', 'session']).default('transaction'),
+  // Flags and variables bring text.
+  processes: z
+    .preprocess((value) => (typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value), count(1, 256))
+    .default(1),
   ledger: ledger.prefault({}),
   checkpoint: z.strictObject({ intervalMs: milliseconds(10).default(1000) }).prefault({}),
   users: z.record(z.string().regex(/^\S+$/, 'a user name has no blanks'), user).default({}),
@@ -273,6 +277,8 @@ export interface Config {
     readonly loglevel: string;
   };
   readonly pooling: 'transaction' | 'session';
+  /** Behind one port. */
+  readonly processes: number;
   readonly ledger: {
     /** A postgres:// URL; `undefined`: the embedded one. */
     readonly databaseUrl: Secret | undefined;

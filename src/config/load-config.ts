@@ -270,6 +270,7 @@ function finish(parsed: ParsedSettings, files: SettingFiles, workingDirectory: s
     ),
     kv: finishKv(parsed.kv, files),
     pooling: parsed.pooling,
+    processes: parsed.processes,
     ledger: finishLedger(parsed.ledger, files),
     checkpoint: parsed.checkpoint,
     users: new Map(Object.entries(parsed.users).map(([name, user]) => [name, finishUser(name, user, files)])),

@@ -63,6 +63,13 @@ export const SETTINGS: readonly Setting[] = [
     help: 'transaction or session (transaction)',
   },
   {
+    path: ['processes'],
+    flag: 'processes',
+    variable: 'HOLDFAST_PROCESSES',
+    value: 'N',
+    help: 'how many processes serve behind one port (1)',
+  },
+  {
     path: ['log', 'level'],
     flag: 'log-level',
     variable: 'HOLDFAST_LOG_LEVEL',

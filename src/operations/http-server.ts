@@ -5,7 +5,6 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
-import type { Registry } from 'prom-client';
 import { type Address, formatAddress } from '../config/address.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 
@@ -17,7 +16,7 @@ export interface Readiness {
 
 export interface HttpServerOptions {
   readonly address: Address;
-  readonly metrics: Registry;
+  readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
   readonly log: Logger;
   readiness(): Promise<Readiness>;
   /** JSON. */

@@ -5,6 +5,8 @@ import { LAG_ENTRIES_MAX, type LedgerReport } from './ledger-report.ts';
 export interface StatusReport {
   readonly version: string;
   readonly processId: number;
+  /** How many serve behind the port, where there are several. */
+  readonly processes?: number;
   readonly startedAt: string;
   readonly listen: readonly string[];
   readonly pooling: string;
@@ -121,7 +123,10 @@ export function formatStatus(report: StatusReport, now: Date): string {
   const upSeconds = (now.getTime() - Date.parse(report.startedAt)) / 1000;
   const { clients, memory } = report;
   const rows: Row[] = [
-    ['Holdfast', `${report.version}, process ${report.processId}, up ${formatDuration(upSeconds)}`],
+    [
+      'Holdfast',
+      `${report.version}, process ${report.processId}${report.processes === undefined ? '' : ` with ${report.processes} behind it`}, up ${formatDuration(upSeconds)}`,
+    ],
     ['Listening', `${report.listen.join(', ')} (pooling: ${report.pooling})`],
     [
       'Clients',

@@ -135,7 +135,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
         : tls.createServer({ ...address.tls, allowHalfOpen: true }, (socket) => accept(socket, address, index));
     server.on('tlsClientError', (thrown) => log.debug({ reason: messageOf(thrown) }, 'TLS handshake failed'));
     const { path, host, port } = address;
-    if (path !== undefined) await removeStaleSocket(path);
+    // Of several processes the first one's socket is the others' too; who started them has looked.
+    if (path !== undefined && peers === undefined) await removeStaleSocket(path);
     server.listen(path === undefined ? { host: host ?? '127.0.0.1', port: port ?? 0, backlog: BACKLOG } : { path });
     try {
       await once(server, 'listening');
@@ -195,7 +196,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
 }
 
 /** A socket file that nobody listens on is left over from a crash. */
-async function removeStaleSocket(path: string): Promise<void> {
+export async function removeStaleSocket(path: string): Promise<void> {
   if (!fs.existsSync(path)) return;
   const probe = net.connect({ path });
   const alive = await new Promise<boolean>((resolve) => {
