@@ -67,7 +67,7 @@ describe('defaults', () => {
         ? Object.entries(value).flatMap(([name, member]) => [`${prefix}${name}`, ...names(member, `${prefix}${name}.`)])
         : [];
     // Addresses are one word in the file and two in the schema's output.
-    const expected = names(defaults).filter((name) => !/^http\./.test(name));
+    const expected = names(defaults).filter((name) => !/(^|\.)http\./.test(name));
     expect(names(written).sort()).toEqual(expected.sort());
   });
 
