@@ -185,6 +185,12 @@ async function main(): Promise<number> {
   return report(comparisons);
 }
 
+function missingByUnit(found: readonly Difference[]): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const { unit, kind } of found) if (kind === 'missing') counts.set(unit, (counts.get(unit) ?? 0) + 1);
+  return counts;
+}
+
 /** Prints the table and what differs; gives the exit code. */
 function report(comparisons: readonly Comparison[]): number {
   let passed = 0;
@@ -199,9 +205,13 @@ function report(comparisons: readonly Comparison[]): number {
         `${unitsBroken} units broken off; ${unknown.length} pass directly only, ` +
         `${each.differences.length - unknown.length} known, ${each.flaky.length} flaky\n`,
     );
-    for (const { unit, test, kind, detail, known } of each.differences) {
-      process.stdout.write(`  ${kind} ${unit}: ${test}${known === undefined ? '' : ` (known: ${known})`}\n`);
+    for (const { unit, test, detail, known } of each.differences.filter(({ kind }) => kind === 'failed')) {
+      process.stdout.write(`  failed ${unit}: ${test}${known === undefined ? '' : ` (known: ${known})`}\n`);
       if (known === undefined) process.stdout.write(`${detail.slice(0, 600).replace(/^/gm, '      ')}\n`);
+    }
+    for (const [unit, count] of missingByUnit(each.differences)) {
+      const tail = each.units.find((result) => result.unit === unit)?.tail ?? '';
+      process.stdout.write(`  ${unit}: ${count} tests not reached\n${tail.slice(-1500).replace(/^/gm, '      ')}\n`);
     }
     for (const { unit, test } of each.flaky) process.stdout.write(`  flaky ${unit}: ${test}\n`);
   }
