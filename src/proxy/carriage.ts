@@ -74,6 +74,7 @@ const CARRIAGES: Readonly<Record<string, Carriage>> = {
   'client|info': 'session',
   'client|list': 'session',
   'client|kill': 'session',
+  'client|pause': 'session',
   'client|reply': 'session',
   'client|unblock': 'session',
   'client|tracking': 'session',

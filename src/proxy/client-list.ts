@@ -3,14 +3,13 @@
  * of a server's memory give what Holdfast holds for the client. With several processes each answers for its own.
  */
 
-import { messageOf } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
 import { type ClientQuery, readKillQuery, readListQuery } from './client-query.ts';
 import type { ClientRegistry } from './client-registry.ts';
 import type { Peers } from './peers.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
-import { Hold, Pin } from './session-state.ts';
+import { Pin } from './session-state.ts';
 
 function addressOf(address: string | undefined, port: number | undefined, path: string): string {
   if (address === undefined) return `${path}:0`;
@@ -27,7 +26,7 @@ function localAddress(session: Session): string {
 
 function flagsOf(session: Session): string {
   let flags = '';
-  if (session.pins & Pin.raw) flags += 'O';
+  if (session.pins & Pin.raw) flags += isReplica(session) ? 'S' : 'O';
   if (session.subscriptions.size > 0) flags += 'P';
   if (session.transaction !== undefined) flags += 'x';
   if (session.pins & Pin.blocking && session.inFlight > 0) flags += 'b';
@@ -38,10 +37,10 @@ function flagsOf(session: Session): string {
   return flags === '' ? 'N' : flags;
 }
 
-/** One client as a line without its end. */
-export function clientLine(session: Session): string {
+/** One client as a line. `request` is the one that asks for it: a server counts it as still in the query buffer. */
+export function clientLine(session: Session, request?: Request): string {
   const now = Date.now();
-  const queryBytes = session.queryBufferBytes;
+  const queryBytes = session.queryBufferBytes + (request?.bytes.length ?? 0);
   const outputBytes = session.output.waitingBytes;
   const fields = [
     `id=${session.id}`,
@@ -82,7 +81,12 @@ export function clientLine(session: Session): string {
   return `${fields.join(' ')}\n`;
 }
 
+function isReplica(session: Session): boolean {
+  return (session.pins & Pin.raw) !== 0 && ['sync', 'psync', 'replconf'].includes(session.lastCommand);
+}
+
 function typeOf(session: Session): string {
+  if (isReplica(session)) return 'replica';
   return session.subscriptions.size > 0 ? 'pubsub' : 'normal';
 }
 
@@ -99,9 +103,14 @@ function matches(session: Session, query: ClientQuery): boolean {
   );
 }
 
-/** Lines of CLIENT LIST for the clients of this process. */
-export function listClients(registry: ClientRegistry, query: ClientQuery): string[] {
-  return [...registry.all()].filter((session) => matches(session, query)).map(clientLine);
+/** Lines of CLIENT LIST for the clients of this process; `asking` is the request of the one that asks, if it is here. */
+export function listClients(
+  registry: ClientRegistry,
+  query: ClientQuery,
+  asking?: { readonly session: Session; readonly request: Request },
+): string[] {
+  const found = [...registry.all()].filter((session) => matches(session, query));
+  return found.map((session) => clientLine(session, session === asking?.session ? asking.request : undefined));
 }
 
 /** Ends the clients of this process that match; gives how many. */
@@ -111,65 +120,44 @@ export function killClients(registry: ClientRegistry, query: ClientQuery): numbe
   return found.length;
 }
 
-/** Runs `then` with the other processes' answers, while requests behind wait; at once where there are none. */
-function withPeers<T>(
-  session: Session,
-  ask: (peers: Peers) => Promise<T[]>,
-  then: (answers: readonly T[]) => void,
-): void {
+/** What the other processes answer; nothing where there are none. */
+async function askPeers<T>(session: Session, ask: (peers: Peers) => Promise<T[]>): Promise<readonly T[]> {
   const { peers } = session.context;
-  if (peers === undefined) {
-    then([]);
-    return;
-  }
-  session.hold(Hold.request);
-  ask(peers)
-    .then(then, (thrown) => session.answer(encode.error(`ERR ${messageOf(thrown)}`)))
-    .finally(() => session.lift(Hold.request));
+  return peers === undefined ? [] : ask(peers);
 }
 
 function scopeOf(session: Session): string | undefined {
   return session.identity?.keyPrefix?.toString('latin1');
 }
 
-/** `CLIENT LIST [TYPE type] | [ID id …]` */
-export function answerClientList(session: Session, request: Request): void {
+/** `CLIENT LIST [TYPE type] | [ID id …]`. Nothing is in flight. */
+export async function answerClientList(session: Session, request: Request): Promise<void> {
   const query = readListQuery(request, scopeOf(session));
   if (typeof query === 'string') {
     session.answer(encode.error(query));
     return;
   }
   const idOf = (line: string): number => Number(/^id=(\d+)/.exec(line)?.[1]);
-  withPeers(
-    session,
-    (peers) => peers.list(query),
-    (elsewhere) => {
-      const lines = [...listClients(session.context.registry, query), ...elsewhere.flat()];
-      lines.sort((a, b) => idOf(a) - idOf(b));
-      session.answer(encode.text(session.protocol, lines.join('')));
-    },
-  );
+  const elsewhere = await askPeers(session, (peers) => peers.list(query));
+  const lines = [...listClients(session.context.registry, query, { session, request }), ...elsewhere.flat()];
+  lines.sort((a, b) => idOf(a) - idOf(b));
+  session.answer(encode.text(session.protocol, lines.join('')));
 }
 
-/** `CLIENT KILL addr:port` and `CLIENT KILL filter value …`. */
-export function answerClientKill(session: Session, request: Request): void {
+/** `CLIENT KILL addr:port` and `CLIENT KILL filter value …`. Nothing is in flight. */
+export async function answerClientKill(session: Session, request: Request): Promise<void> {
   const valkey = session.context.upstream.facts.server === 'valkey';
   const query = readKillQuery(request, session.id, valkey, scopeOf(session));
   if (typeof query === 'string') {
     session.answer(encode.error(query));
     return;
   }
-  withPeers(
-    session,
-    (peers) => peers.kill(query),
-    (elsewhere) => {
-      const { registry } = session.context;
-      const asked = matches(session, query);
-      const others = killClients(registry, asked ? { ...query, exceptId: session.id } : query);
-      const count = elsewhere.reduce((sum, killed) => sum + killed, others + (asked ? 1 : 0));
-      if (request.args.length > 3) session.answer(encode.integer(count));
-      else session.answer(count === 0 ? encode.error('ERR No such client') : encode.OK);
-      if (asked) session.endAfterReply();
-    },
-  );
+  const elsewhere = await askPeers(session, (peers) => peers.kill(query));
+  const { registry } = session.context;
+  const asked = matches(session, query);
+  const others = killClients(registry, asked ? { ...query, exceptId: session.id } : query);
+  const count = elsewhere.reduce((sum, killed) => sum + killed, others + (asked ? 1 : 0));
+  if (request.args.length > 3) session.answer(encode.integer(count));
+  else session.answer(count === 0 ? encode.error('ERR No such client') : encode.OK);
+  if (asked) session.endAfterReply();
 }

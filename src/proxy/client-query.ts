@@ -20,6 +20,10 @@ export interface ClientQuery {
 
 const TYPES: readonly string[] = ['normal', 'master', 'replica', 'slave', 'pubsub'];
 
+function canonicalType(type: string): string {
+  return type.toLowerCase().replace('slave', 'replica');
+}
+
 function withinScope(scope: string | undefined): ClientQuery {
   return scope === undefined ? {} : { scope };
 }
@@ -31,7 +35,7 @@ export function readListQuery(request: Request, scope: string | undefined): Clie
   if (args.length === 4 && request.is(2, 'type')) {
     const type = args[3]!.toString('latin1');
     if (!TYPES.includes(type.toLowerCase())) return `ERR Unknown client type '${type}'`;
-    return { ...withinScope(scope), type: type.toLowerCase() };
+    return { ...withinScope(scope), type: canonicalType(type) };
   }
   if (args.length > 3 && request.is(2, 'id')) {
     const ids = args.slice(3).map((arg) => arg.toString('latin1'));
@@ -59,7 +63,7 @@ export function readKillQuery(
       query.ids = [Number(value)];
     } else if (request.is(i, 'type')) {
       if (!TYPES.includes(value.toLowerCase())) return `ERR Unknown client type '${value}'`;
-      query.type = value.toLowerCase();
+      query.type = canonicalType(value);
     } else if (request.is(i, 'addr')) query.address = value;
     else if (request.is(i, 'laddr')) query.localAddress = value;
     else if (request.is(i, 'user')) query.user = value;

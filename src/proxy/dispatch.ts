@@ -51,11 +51,13 @@ export function dispatch(session: Session, request: Request): void {
       answerSessionCommand(session, request);
       return;
     case 'shared':
-      send(session, request, 0);
+      send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
       return;
-    case 'blocking-option':
-      send(session, request, hasBlockOption(request.args) ? Pin.blocking : 0);
+    case 'blocking-option': {
+      const blocks = hasBlockOption(request.args) || isKeptWaiting(session, request);
+      send(session, request, blocks ? Pin.blocking : 0);
       return;
+    }
     case 'blocking':
       send(session, request, Pin.blocking);
       return;
@@ -352,6 +354,12 @@ function enterRawMode(session: Session, request: Request): void {
     });
     session.lift(Hold.request);
   });
+}
+
+/** CLIENT PAUSE makes this command wait, as if it blocked. */
+function isKeptWaiting(session: Session, request: Request): boolean {
+  const { paused } = session.context.upstream;
+  return paused === 'all' || (paused === 'writes' && request.command?.flags.has('readonly') !== true);
 }
 
 function hasBlockOption(args: readonly Buffer[]): boolean {

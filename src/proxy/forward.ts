@@ -76,7 +76,10 @@ export function sendControl(session: Session, request: Request): void {
     session
       .resend(request.args)
       .then(
-        (reply) => session.answer(reply),
+        (reply) => {
+          if (request.command?.name === 'client|unpause' && reply[0] !== MINUS) session.context.upstream.unpause();
+          session.answer(reply);
+        },
         (thrown) => {
           if (request.command?.name === 'shutdown') session.close('it shut the KV store down');
           else session.answer(refusal(session, thrown));

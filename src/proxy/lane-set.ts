@@ -27,6 +27,8 @@ const RETIRED = new HoldfastError('RETIRED', 'closed by Holdfast');
 const STALLED_TICKS = 3;
 const IDLE_TICKS = 20 * 60;
 const SHARED_LANES_MAX = 16;
+/** Ticks between attempts to have a spare lane. */
+const SPARE_TICKS = 2;
 
 export class LaneSet {
   readonly identity: LaneIdentity;
@@ -38,6 +40,7 @@ export class LaneSet {
   private readonly progress = new Map<Lane, { reads: number; ticks: number; idleTicks: number }>();
   private connecting = 0;
   private dedicatedInUse = 0;
+  private spareTicks = 0;
   private retryTimer: NodeJS.Timeout | undefined;
 
   constructor(upstream: Upstream, identity: LaneIdentity, onEmpty: () => void) {
@@ -49,6 +52,12 @@ export class LaneSet {
   /** A shared lane to use at once, if there is one. */
   sharedLane(): Lane | undefined {
     for (const lane of this.shared) if (!lane.stalled) return lane;
+    const spare = this.shared.length > 0 && this.shared.length < SHARED_LANES_MAX ? this.idle.pop()?.lane : undefined;
+    if (spare !== undefined) {
+      this.shared.push(spare);
+      this.progress.set(spare, { reads: spare.reads, ticks: 0, idleTicks: 0 });
+      return spare;
+    }
     return this.shared.length >= SHARED_LANES_MAX ? this.shared[0] : undefined;
   }
 
@@ -90,13 +99,30 @@ export class LaneSet {
     for (let i = this.idle.length - 1; i >= 0; i -= 1) {
       const entry = this.idle[i]!;
       entry.ticks += 1;
-      if (entry.ticks < IDLE_TICKS) continue;
+      if (entry.ticks < IDLE_TICKS || (this.wantsSpare && this.idle.length === 1)) continue;
       this.idle.splice(i, 1);
       entry.lane.close(RETIRED);
     }
     if (this.waiting.length > 0) this.connectForWaiters();
+    this.keepSpare();
     const unused = this.shared.length + this.idle.length + this.waiting.length + this.connecting + this.dedicatedInUse;
     if (unused === 0) this.onEmpty();
+  }
+
+  /**
+   * While a script keeps the server busy, no new connection can SELECT its database; what the server still takes then
+   * (SCRIPT KILL, FUNCTION STATS, MULTI) goes over a lane that was there before.
+   */
+  private keepSpare(): void {
+    if (!this.wantsSpare || this.idle.length > 0 || this.connecting > 0) return;
+    this.spareTicks += 1;
+    if (this.spareTicks < SPARE_TICKS) return;
+    this.spareTicks = 0;
+    this.connectOne(false);
+  }
+
+  private get wantsSpare(): boolean {
+    return this.identity.database !== 0 && this.shared.length > 0;
   }
 
   private giveUp(now: number): void {

@@ -4,9 +4,9 @@
  */
 import { messageOf } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
-import { readReply } from '../resp/reply.ts';
+import { aggregate, readReply } from '../resp/reply.ts';
 import { answerClientKill, answerClientList, clientLine } from './client-list.ts';
-import { forward, onLane, send, sendSticky } from './forward.ts';
+import { forward, onLane, sendSticky } from './forward.ts';
 import { isInteger } from './integer.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
@@ -28,18 +28,24 @@ const HANDLERS: Readonly<Record<string, Handler>> = {
   hello,
   auth,
   select,
-  'client|id': (session) => session.answer(encode.integer(session.id)),
-  'client|getname': (session) => session.answer(nameReply(session)),
+  'client|id': (session, request) => withConsent(session, request.args, encode.integer(session.id)),
+  'client|getname': (session, request) => withConsent(session, request.args, nameReply(session)),
   'client|setname': setName,
   'client|setinfo': setInfo,
-  'client|info': (session) => session.answer(encode.text(session.protocol, clientLine(session))),
-  'client|list': answerClientList,
-  'client|kill': answerClientKill,
+  'client|info': (session, request) =>
+    withConsent(session, request.args, encode.text(session.protocol, clientLine(session, request))),
+  'client|list': (session, request) => judgedFirst(session, request, request.args, answerClientList),
+  'client|kill': (session, request) => {
+    // No client of the server's has that ID: it judges the filters and kills nobody.
+    const judged = request.args.length === 3 ? undefined : [...request.args, 'ID', '9223372036854775807'];
+    judgedFirst(session, request, judged, answerClientKill);
+  },
+  'client|pause': pause,
   'client|reply': setReplyMode,
   'client|unblock': unblock,
   'client|tracking': tracking,
   'client|getredir': (session, request) => redirection(session, request, (reply) => virtualRedirection(session, reply)),
-  'client|trackinginfo': (session, request) => send(session, request, 0),
+  'client|trackinginfo': (session, request) => redirection(session, request, (reply) => virtualInfo(session, reply)),
 };
 
 /** Which of these the session answers only when the number of arguments is right; otherwise the server complains. */
@@ -56,6 +62,51 @@ export function answerSessionCommand(session: Session, request: Request): void {
     command.servers.includes(session.context.upstream.facts.server === 'valkey' ? 'valkey' : 'redis');
   if (handler === undefined || !known || !arityFits(request)) onLane(session, 0, () => forward(session, request));
   else handler(session, request);
+}
+
+/**
+ * Has the server judge a request (arguments, permissions; it counts it too), and answers it in the server's place when
+ * nothing was wrong with it. Holdfast's own users are not the server's to judge.
+ */
+function withConsent(session: Session, args: readonly (Buffer | string)[], reply: Buffer): void {
+  if (session.identity !== undefined) {
+    session.answer(reply);
+    return;
+  }
+  const silent = session.replyMode !== 'on';
+  onLane(session, 0, () => {
+    session.sendIgnored(args, (judged) => {
+      if (!silent) session.output.write(judged === undefined ? LOST : judged[0] === MINUS ? judged : reply);
+    });
+  });
+}
+
+/** The same for what speaks of other clients, while requests behind it wait; without `args` nothing is judged. */
+function judgedFirst(
+  session: Session,
+  request: Request,
+  args: readonly (Buffer | string)[] | undefined,
+  answer: (session: Session, request: Request) => Promise<void>,
+): void {
+  exclusively(session, async () => {
+    const judged =
+      args === undefined || session.identity !== undefined ? undefined : await ask(session, 0, args, false);
+    if (judged?.[0] === MINUS) session.answer(judged);
+    else await answer(session, request);
+  });
+}
+
+/** While the server is paused, what it keeps waiting must not stand in others' way on a shared lane. */
+function pause(session: Session, request: Request): void {
+  const silent = session.replyMode !== 'on';
+  onLane(session, 0, () => {
+    session.sendIgnored(request.args, (reply) => {
+      if (reply !== undefined && reply[0] !== MINUS) {
+        session.context.upstream.pause(Number(request.args[2]), !request.is(3, 'write'));
+      }
+      if (!silent) session.output.write(reply ?? LOST);
+    });
+  });
 }
 
 /** In a transaction the server queues these; what the session must do with their part of EXEC's reply. */
@@ -79,7 +130,7 @@ export function queuedSessionCommand(session: Session, request: Request): ((repl
     case 'client|getname':
       return (reply) => (reply[0] === MINUS ? reply : nameReply(session));
     case 'client|info':
-      return (reply) => (reply[0] === MINUS ? reply : encode.text(session.protocol, clientLine(session)));
+      return (reply) => (reply[0] === MINUS ? reply : encode.text(session.protocol, clientLine(session, request)));
     case 'hello':
       return (reply) => {
         if (reply[0] === MINUS) return reply;
@@ -108,20 +159,32 @@ function auth(session: Session, request: Request): void {
     session.answer(SYNTAX);
     return;
   }
-  authenticate(session, request.args, (refused) => session.answer(refused ?? encode.OK));
+  exclusively(session, async () =>
+    session.answer((await authenticate(session, request.args, request.args)) ?? encode.OK),
+  );
+}
+
+/** Runs `work` when everything before was answered; requests behind it wait until it is done. */
+function exclusively(session: Session, work: () => Promise<void>): void {
+  session.hold(Hold.request);
+  session.whenQuiet(() => {
+    work()
+      .catch((thrown) => session.answer(encode.error(`KVDOWN ${messageOf(thrown)}`)))
+      .finally(() => session.lift(Hold.request));
+  });
 }
 
 /**
- * Lets the KV store judge credentials; `args` is a whole AUTH. `done` gets the error to answer with, or nothing where the
- * session now is that user. Requests behind it wait.
+ * Sends a request of the session's own and gives its reply, or the error that there is none. `changes`: what it does to
+ * its connection nobody else may find there.
  */
-function authenticate(session: Session, args: readonly Buffer[], done: (refused: Buffer | undefined) => void): void {
-  session.hold(Hold.request);
-  session.whenQuiet(() => {
-    void judge(session, args)
-      .catch((thrown) => encode.error(`KVDOWN ${messageOf(thrown)}`))
-      .then(done)
-      .finally(() => session.lift(Hold.request));
+function ask(session: Session, pin: number, args: readonly (Buffer | string)[], changes: boolean): Promise<Buffer> {
+  return new Promise((resolve) => {
+    const send = (): void => {
+      if (changes) session.laneDirty = true;
+      session.sendIgnored(args, (reply) => resolve(reply ?? LOST));
+    };
+    session.onLane(pin, send, resolve);
   });
 }
 
@@ -131,8 +194,16 @@ function credentialsOf(args: readonly Buffer[]): Credentials {
   return { username: named ? args[1]!.toString() : undefined, password: args[named ? 2 : 1]! };
 }
 
-/** Holdfast's own users first, then the KV store's. Gives the error to answer with, or nothing. */
-async function judge(session: Session, args: readonly Buffer[]): Promise<Buffer | undefined> {
+/**
+ * Holdfast's own users first, then the KV store's. `args` is a whole AUTH, `asked` what the client sent (AUTH or HELLO).
+ * Gives the error to answer with, or nothing where the session now is that user. A session on a lane of its own stays
+ * there, as its subscriptions and tracked keys would at the server.
+ */
+async function authenticate(
+  session: Session,
+  args: readonly Buffer[],
+  asked: readonly Buffer[],
+): Promise<Buffer | undefined> {
   const credentials = credentialsOf(args);
   const { identities, upstream } = session.context;
   const own = (await identities?.authenticate(credentials.username, credentials.password)) ?? 'unknown';
@@ -141,9 +212,11 @@ async function judge(session: Session, args: readonly Buffer[]): Promise<Buffer 
     changeLanes(session, () => session.become(own, undefined));
     return undefined;
   }
-  const reply = await upstream.authenticate(args);
+  const stays = session.dedicated && session.identity === undefined;
+  const reply = stays ? await ask(session, 0, args, true) : await upstream.authenticate(asked);
   if (reply[0] === MINUS) return reply;
-  changeLanes(session, () => session.become(undefined, credentials));
+  if (stays) session.become(undefined, credentials);
+  else changeLanes(session, () => session.become(undefined, credentials));
   return undefined;
 }
 
@@ -192,50 +265,42 @@ function hello(session: Session, request: Request): void {
     session.answer(options);
     return;
   }
-  const greet = (): void => {
-    if (options.name !== undefined) session.name = options.name.toString('latin1');
-    if (options.protocol !== undefined && options.protocol !== session.protocol) {
-      const { protocol } = options;
-      changeLanes(session, () => {
-        session.protocol = protocol;
-      });
+  exclusively(session, async () => {
+    if (options.auth !== undefined) {
+      const asked = request.args.slice(0, 2).concat([Buffer.from('AUTH'), options.auth[1]!, options.auth[2]!]);
+      const refused = await authenticate(session, options.auth, asked);
+      if (refused !== undefined) {
+        session.answer(refused);
+        return;
+      }
+    } else {
+      // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
+      const reply = await ask(session, 0, ['CLIENT', 'GETNAME'], false);
+      if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH')) {
+        session.answer(NOAUTH_HELLO);
+        return;
+      }
     }
-    session.answer(greeting(session));
-  };
-  if (options.auth !== undefined) {
-    authenticate(session, options.auth, (refused) => {
-      if (refused !== undefined) session.answer(refused);
-      else greet();
-    });
-    return;
-  }
-  // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
-  alone(session, 0, ['CLIENT', 'GETNAME'], (reply) => {
-    if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH')) session.answer(NOAUTH_HELLO);
-    else greet();
+    if (options.name !== undefined) rename(session, options.name);
+    const refused = await changeProtocol(session, options.protocol ?? session.protocol);
+    session.answer(refused ?? greeting(session));
   });
 }
 
-/**
- * Sends a request of the session's own while nothing else is in flight; `then` gets its reply, when nothing is in flight
- * again. Requests behind it wait until `then` has returned.
- */
-function alone(session: Session, pin: number, args: readonly (Buffer | string)[], then: (reply: Buffer) => void): void {
-  session.hold(Hold.request);
-  const finish = (reply: Buffer): void => {
-    then(reply);
-    session.lift(Hold.request);
-  };
-  session.whenQuiet(() =>
-    session.onLane(
-      pin,
-      () => {
-        if (pin !== 0) session.laneDirty = true;
-        session.sendIgnored(args, (reply) => session.whenQuiet(() => finish(reply ?? LOST)));
-      },
-      finish,
-    ),
-  );
+/** On a lane of its own the session stays there: what it tracks and watches is known to that connection only. */
+async function changeProtocol(session: Session, protocol: encode.Protocol): Promise<Buffer | undefined> {
+  if (protocol === session.protocol) return undefined;
+  if (!session.dedicated) {
+    changeLanes(session, () => {
+      session.protocol = protocol;
+    });
+    return undefined;
+  }
+  const reply = await ask(session, 0, ['HELLO', String(protocol)], true);
+  if (reply[0] === MINUS) return reply;
+  session.protocol = protocol;
+  if (session.lane !== undefined) session.lane.subscribedResp2 = protocol === 2 && session.subscriptions.size > 0;
+  return undefined;
 }
 
 function greeting(session: Session): Buffer {
@@ -282,16 +347,21 @@ function select(session: Session, request: Request): void {
     });
     return;
   }
-  alone(session, Pin.blocking, request.args, (reply) => {
-    session.answer(reply);
-    if (reply[0] === MINUS) return;
-    if (session.dedicated) {
-      session.database = database;
-    } else {
+  exclusively(session, async () => {
+    const stays = session.dedicated;
+    const reply = await ask(session, Pin.blocking, request.args, true);
+    if (reply[0] === MINUS) {
+      session.answer(reply);
+      return;
+    }
+    if (stays && session.dedicated) session.database = database;
+    else {
+      // The lane is in the other database now and is not used again for this one.
       changeLanes(session, () => {
         session.database = database;
       });
     }
+    session.answer(reply);
   });
 }
 
@@ -335,8 +405,16 @@ function setName(session: Session, request: Request): void {
     session.answer(encode.error(BAD_NAME));
     return;
   }
-  session.name = name.toString('latin1');
+  rename(session, name);
   session.answer(encode.OK);
+}
+
+/** With a connection for each client the server may know the name as well (SLOWLOG shows it). */
+function rename(session: Session, name: Buffer): void {
+  session.name = name.toString('latin1');
+  if (!session.dedicated || (session.pins & Pin.pooling) === 0) return;
+  session.laneDirty = true;
+  session.sendIgnored(['CLIENT', 'SETNAME', name]);
 }
 
 function setInfo(session: Session, request: Request): void {
@@ -420,7 +498,12 @@ function tracking(session: Session, request: Request): void {
       });
     return;
   }
-  const id = Number(request.args[at + 1]!.toString('latin1'));
+  const text = request.args[at + 1]!.toString('latin1');
+  if (!isInteger(text)) {
+    onLane(session, 0, () => forward(session, request));
+    return;
+  }
+  const id = Number(text);
   session.hold(Hold.request);
   void (id === session.id ? Promise.resolve(0) : laneOf(session, id, true))
     .catch(() => 0)
@@ -450,4 +533,14 @@ function virtualRedirection(session: Session, reply: Buffer): Buffer {
   const value = readReply(reply);
   if (value.type !== ':' || Number(value.bytes.toString()) <= 0) return reply;
   return encode.integer(session.redirectsTo);
+}
+
+/** CLIENT TRACKINGINFO, with the client that the invalidations go to instead of its lane. */
+function virtualInfo(session: Session, reply: Buffer): Buffer {
+  const info = readReply(reply);
+  const at = info.items?.findIndex((item) => item.bytes.toString() === 'redirect') ?? -1;
+  const redirect = info.items?.[at + 1];
+  if (info.items === undefined || at < 0 || Number(redirect?.bytes.toString()) <= 0) return reply;
+  const items = info.items.map((item, index) => (index === at + 1 ? encode.integer(session.redirectsTo) : item.raw));
+  return aggregate(info.type === '%' ? '%' : '*', items);
 }

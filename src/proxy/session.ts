@@ -354,7 +354,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       !lane.congested &&
       this.transaction === undefined &&
       this.replyMode === 'on' &&
-      (this.dedicated || (this.pins === 0 && !(lane.stalled && this.inFlight === 0)))
+      (this.dedicated ||
+        (this.pins === 0 && !(lane.stalled && this.inFlight === 0) && this.context.upstream.paused === undefined))
     );
   }
 
@@ -585,6 +586,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.dedicated = true;
     this.laneDirty = false;
     lane.owner = this;
+    if (this.pins & Pin.pooling) {
+      this.laneDirty = true;
+      this.sendIgnored(['CLIENT', 'SETNAME', Buffer.from(this.name, 'latin1')]);
+    }
     for (const args of this.setup.values()) {
       this.laneDirty = true;
       this.sendIgnored(args);

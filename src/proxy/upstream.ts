@@ -78,6 +78,9 @@ export class Upstream {
   /** False from a failed attempt or a lost connection until the next connection that succeeds. */
   reachable = true;
 
+  /** What the server keeps waiting since a CLIENT PAUSE. */
+  paused: 'all' | 'writes' | undefined;
+
   private readonly address: UpstreamAddress;
   private readonly listener: UpstreamListener;
   private readonly log: Logger;
@@ -88,6 +91,7 @@ export class Upstream {
   private failures = 0;
   private downSince: number | undefined;
   private probeTimer: NodeJS.Timeout | undefined;
+  private pauseTimer: NodeJS.Timeout | undefined;
   private nextAttemptAt = 0;
   private stopped = false;
   private authLane: Lane | undefined;
@@ -196,11 +200,25 @@ export class Upstream {
     });
   }
 
+  /** CLIENT PAUSE went through: for so long the server keeps `all` commands waiting, or those that write. */
+  pause(milliseconds: number, all: boolean): void {
+    clearTimeout(this.pauseTimer);
+    this.paused = all ? 'all' : this.paused === 'all' ? 'all' : 'writes';
+    this.pauseTimer = setTimeout(() => this.unpause(), Math.min(milliseconds, 2 ** 31 - 1));
+    this.pauseTimer.unref();
+  }
+
+  unpause(): void {
+    clearTimeout(this.pauseTimer);
+    this.paused = undefined;
+  }
+
   /** Closes every connection; nothing connects any more. */
   stop(): void {
     this.stopped = true;
     clearInterval(this.stallTimer);
     clearTimeout(this.probeTimer);
+    clearTimeout(this.pauseTimer);
     const auth = this.authLane;
     this.authLane = undefined;
     auth?.close(new HoldfastError('RETIRED', 'Holdfast is shutting down'));
@@ -250,7 +268,14 @@ export class Upstream {
       lane.sendWhole(task, request(args));
     };
     const { credentials } = identity;
+    let selected = false;
     if (credentials !== undefined) {
+      // A user who may not SELECT is in the database where the connection was when it became that user.
+      if (identity.database !== 0) {
+        ask(['SELECT', String(identity.database)], (frame) => {
+          selected = frame[0] !== 45;
+        });
+      }
       const { username, password } = credentials;
       ask(username === undefined ? ['AUTH', password] : ['AUTH', username, password], (frame) => {
         if (frame[0] === 45) refuse(readReply(frame).bytes.toString());
@@ -270,7 +295,7 @@ export class Upstream {
     });
     if (identity.database !== 0) {
       ask(['SELECT', String(identity.database)], (frame) => {
-        if (frame[0] === 45) refuse(readReply(frame).bytes.toString());
+        if (frame[0] === 45 && !selected) refuse(readReply(frame).bytes.toString());
       });
     }
     ask(['CLIENT', 'SETNAME', 'holdfast'], () => undefined);
