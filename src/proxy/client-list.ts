@@ -134,7 +134,7 @@ function scopeOf(session: Session): string | undefined {
 export async function answerClientList(session: Session, request: Request): Promise<void> {
   const query = readListQuery(request, scopeOf(session));
   if (typeof query === 'string') {
-    session.answer(encode.error(query));
+    session.answer(encode.errorOfBytes(query));
     return;
   }
   const idOf = (line: string): number => Number(/^id=(\d+)/.exec(line)?.[1]);
@@ -149,7 +149,7 @@ export async function answerClientKill(session: Session, request: Request): Prom
   const valkey = session.context.upstream.facts.server === 'valkey';
   const query = readKillQuery(request, session.id, valkey, scopeOf(session));
   if (typeof query === 'string') {
-    session.answer(encode.error(query));
+    session.answer(encode.errorOfBytes(query));
     return;
   }
   const elsewhere = await askPeers(session, (peers) => peers.kill(query));

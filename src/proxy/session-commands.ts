@@ -254,7 +254,7 @@ function readHello(request: Request): HelloOptions | Buffer {
       name = args[i + 1]!;
       if (!isClientName(name)) return encode.error(BAD_NAME);
       i += 1;
-    } else return encode.error(`ERR Syntax error in HELLO option '${args[i]!.toString('latin1')}'`);
+    } else return encode.errorOfBytes(`ERR Syntax error in HELLO option '${args[i]!.toString('latin1')}'`);
   }
   return { protocol, auth, name };
 }
@@ -422,7 +422,7 @@ function setInfo(session: Session, request: Request): void {
   const value = request.args[3]!;
   const kind = attribute.toLowerCase();
   if (kind !== 'lib-name' && kind !== 'lib-ver') {
-    session.answer(encode.error(`ERR Unrecognized option '${attribute}'`));
+    session.answer(encode.errorOfBytes(`ERR Unrecognized option '${attribute}'`));
     return;
   }
   if (!isClientName(value)) {

@@ -785,9 +785,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.endSkip();
     this.context.counters.protocolErrors += 1;
     this.log.debug({ client: this.id, text }, 'protocol error');
-    // One byte for one character: a refused byte is shown as it came.
-    const reply = Buffer.from(`-ERR ${text.replace(/[\r\n]/g, ' ')}\r\n`, 'latin1');
-    this.endWith(this.replyMode === 'on' ? reply : undefined);
+    this.endWith(this.replyMode === 'on' ? encode.errorOfBytes(`ERR ${text}`) : undefined);
   }
 
   /** CLIENT REPLY SKIP: the reply of the next command is not written. */

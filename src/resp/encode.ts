@@ -33,6 +33,11 @@ export function error(text: string): Buffer {
   return Buffer.from(`-${text.replace(/[\r\n]+/g, ' ')}\r\n`);
 }
 
+/** An error whose text is bytes, each as one character (latin1): what a client sent is quoted as it came. */
+export function errorOfBytes(text: string): Buffer {
+  return Buffer.from(`-${text.replace(/[\r\n]/g, ' ')}\r\n`, 'latin1');
+}
+
 export function integer(value: number | bigint): Buffer {
   return Buffer.from(`:${value}\r\n`, 'latin1');
 }
