@@ -211,7 +211,7 @@ export async function runBench(options: BenchOptions): Promise<BenchResult> {
           const measurement = await measure(running.port, load, count, {
             measuredPid: target === 'direct' ? undefined : running.pid,
             cores,
-            timeoutMs: seconds * 20_000 + 20_000,
+            timeoutMs: Math.ceil(seconds * 20_000) + 20_000,
           });
           if (each.stream !== undefined) dropStream(running.port, each.stream(target));
           if (round === 0) {
