@@ -74,7 +74,7 @@ export function sendControl(session: Session, request: Request): void {
   session.hold(Hold.request);
   session.whenQuiet(() => {
     session
-      .resend(request.args)
+      .resendAnywhere(request.args)
       .then(
         (reply) => {
           if (request.command?.name === 'client|unpause' && reply[0] !== MINUS) session.context.upstream.unpause();

@@ -115,9 +115,9 @@ export class LaneSet {
    */
   private keepSpare(): void {
     if (!this.wantsSpare || this.idle.length > 0 || this.connecting > 0) return;
-    this.spareTicks += 1;
-    if (this.spareTicks < SPARE_TICKS) return;
-    this.spareTicks = 0;
+    this.spareTicks -= 1;
+    if (this.spareTicks > 0) return;
+    this.spareTicks = SPARE_TICKS;
     this.connectOne(false);
   }
 
@@ -200,6 +200,7 @@ export class LaneSet {
 
   private addShared(lane: Lane): void {
     this.shared.push(lane);
+    this.keepSpare();
     this.progress.set(lane, { reads: 0, ticks: 0, idleTicks: 0 });
     for (let i = 0; i < this.waiting.length; ) {
       const waiting = this.waiting[i]!;

@@ -879,7 +879,16 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   async resend(args: readonly Buffer[]): Promise<Buffer> {
-    const set = this.laneSet;
+    return this.resendOn(this.laneSet, args);
+  }
+
+  /** Sends what concerns no database: a new connection needs no SELECT for it, which a busy server refuses. */
+  resendAnywhere(args: readonly Buffer[]): Promise<Buffer> {
+    const { credentials, protocol } = this;
+    return this.resendOn(this.context.upstream.laneSet({ credentials, database: 0, protocol }), args);
+  }
+
+  private async resendOn(set: LaneSet, args: readonly Buffer[]): Promise<Buffer> {
     const lane =
       set.dedicatedLane() ??
       (await new Promise<Lane>((resolve, reject) => {

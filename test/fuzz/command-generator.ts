@@ -134,6 +134,8 @@ export function generateRequest(random: Random, command: DocumentedCommand): str
   else if (mishap === 3 && args.length > 0) args.splice(random.below(args.length), 1);
   else if (mishap === 4) args.length = 0;
   else if (mishap === 5 && args.length > 1) args.reverse();
+  // An ID of the server's own making would be its clock's.
+  if (command.name === 'xadd') args.forEach((arg, at) => void (arg === '*' && (args[at] = '7-*')));
   const words = random.chance(0.2) ? name.map((word) => word.toUpperCase()) : name;
   return [...words, ...args];
 }

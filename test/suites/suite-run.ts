@@ -193,8 +193,9 @@ export async function runUnits(sources: RedisSources, options: SuiteOptions): Pr
   const worker = async (slot: number) => {
     const directory = temporaryDirectory('suite');
     prepareRunDirectory(sources, directory, options.variant === 'resp3');
-    // The suite looks for a free port in the 32 below its base port: slots must not meet there.
-    const basePort = 21_111 + slot * 100 + (process.pid % 50) * 400;
+    // The suite looks for a free port in the 32 below its base port: below the ports that connections are given, and
+    // slots must not meet there.
+    const basePort = 11_000 + slot * 64 + (process.pid % 90) * 200;
     for (let unit = queue.shift(); unit !== undefined; unit = queue.shift()) {
       let result: UnitResult;
       try {
