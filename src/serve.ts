@@ -21,6 +21,7 @@ import { startPostgres } from './embedded/postgres.ts';
 import type { EmbeddedServer } from './embedded/server-process.ts';
 import { supervise } from './embedded/supervise.ts';
 import { HoldfastError, messageOf } from './errors.ts';
+import { isOwnPush } from './intercept/hide-own-keys.ts';
 import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
@@ -222,6 +223,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
 
   const { username: _username, password: _password, ...upstream } = target;
   const proxy = await startProxy({
+    hidesPush: isOwnPush,
     listen: config.listen.map(listenAddress),
     upstream,
     pooling: config.pooling,

@@ -1,6 +1,6 @@
 /**
  * The keys that Holdfast keeps in the KV store (the witness, streams under restoration) are hidden from KEYS, SCAN,
- * DBSIZE and RANDOMKEY, so that a client that walks the keyspace finds its own keys only.
+ * DBSIZE and RANDOMKEY, and from notifications and invalidations, so that a client that walks the keyspace finds its own keys only.
  */
 import { WITNESS_KEY } from '../recovery/witness.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
@@ -32,6 +32,17 @@ export function hideOwnKeysInterceptor(): Interceptor {
       exchange.onReply((frame) => SEES[exchange.command!.name]!(exchange, frame));
     },
   };
+}
+
+/** Whether a push tells of nothing but keys of Holdfast's: a keyspace notification, or an invalidation. */
+export function isOwnPush(frame: Buffer): boolean {
+  if (!frame.includes(OWN_PREFIX)) return false;
+  const items = readReply(frame).items ?? [];
+  const payload = items.at(-1);
+  const channel = items.at(-2)?.bytes.toString() ?? '';
+  if (payload?.items !== undefined) return channel.includes('invalidate') && payload.items.every(isOwn);
+  if (payload === undefined || !channel.startsWith('__key')) return false;
+  return channel.startsWith('__keyevent@') ? isOwn(payload) : channel.includes(`:${WITNESS_KEY}`);
 }
 
 function isOwn(key: Reply): boolean {

@@ -42,6 +42,8 @@ export interface ProxyOptions {
   readonly upstreamListener?: UpstreamListener;
   /** Gives the other processes of this sidecar, and takes what this one answers them. */
   readonly peers?: (service: PeerService) => Peers;
+  /** Which pushes no client sees: those that tell of Holdfast's own keys. */
+  readonly hidesPush?: (frame: Buffer) => boolean;
   readonly log: Logger;
 }
 
@@ -97,6 +99,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     pooling: options.pooling ?? 'transaction',
     registry,
     peers,
+    hidesPush: options.hidesPush,
     log,
     counters,
   };

@@ -18,6 +18,8 @@ export interface SessionContext {
   readonly scopedPlans: CommandPlans;
   /** The other processes of this sidecar; `undefined` when there are none. */
   readonly peers: Peers | undefined;
+  /** Which pushes no client sees. */
+  readonly hidesPush: ((frame: Buffer) => boolean) | undefined;
   readonly identities: IdentityProvider | undefined;
   readonly limits: ProxyLimits;
   readonly pooling: Pooling;

@@ -681,7 +681,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   push(frame: Buffer): void {
-    if (this.closed) return;
+    if (this.closed || this.context.hidesPush?.(frame) === true) return;
     const { identity } = this;
     const seen = identity?.rewritePush === undefined ? frame : identity.rewritePush(frame);
     if (seen !== undefined) this.output.write(seen);
