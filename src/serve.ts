@@ -36,7 +36,7 @@ import { proxyFigures } from './operations/proxy-figures.ts';
 import type { StatusReport } from './operations/status-report.ts';
 import { joinPrimary, type Member } from './processes/member.ts';
 import { startMembers } from './processes/primary.ts';
-import { type ListenAddress, removeStaleSocket, startProxy } from './proxy/proxy.ts';
+import { type ListenAddress, type RunningProxy, removeStaleSocket, startProxy } from './proxy/proxy.ts';
 import { startRecovery } from './recovery/recovery.ts';
 import type { Subcommand } from './subcommand.ts';
 import { readVersion } from './version.ts';
@@ -212,11 +212,13 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
     acknowledgementFlushMs: config.ledger.acknowledgementFlushMs,
   });
   steps.onStop('ledger', () => ledger.close());
+  let lanes: Pick<RunningProxy, 'closeLanes'> | undefined;
   const recovery = await startRecovery({
     ledger,
     kv: target,
     ledgered: streamFilter(config.ledger.streams),
     lookIntervalMs: config.checkpoint.intervalMs,
+    closeLanes: (runId, cause) => lanes?.closeLanes(runId, cause),
     log,
   });
   steps.onStop('recovery', () => recovery.stop());
@@ -245,6 +247,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
     ...(member === undefined ? {} : { peers: (service) => member.peers(service) }),
     log,
   });
+  lanes = proxy;
   steps.onStop('proxy', () => proxy.stop(DRAIN_MS));
 
   function infoFields(): Record<string, string | number> {

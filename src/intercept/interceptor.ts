@@ -50,9 +50,10 @@ export interface Exchange {
   onReply(transform: (reply: Buffer) => Buffer | Promise<Buffer>): void;
   /**
    * The upstream connection broke before the reply: the outcome at the KV store is unknown. Gives the reply instead of
-   * the default error. The first registered one that gives a buffer wins.
+   * the default error. The first registered one that gives a buffer wins. `clientId` is the KV store's ID of that
+   * connection, whose bytes can still land; undefined where the request was never sent.
    */
-  onLost(recover: (cause: HoldfastError) => Buffer | Promise<Buffer>): void;
+  onLost(recover: (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>): void;
   /** Queued, but never executed: DISCARD, EXECABORT, a null EXEC (WATCH), a refused queueing or a closed session. */
   onDiscard(listener: () => void): void;
   /**

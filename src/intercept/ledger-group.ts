@@ -7,6 +7,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
 import { equalsWord, holdUntilOpen, knownStream, type LedgerContext } from './ledger-context.ts';
 
+const HANDLED: ReadonlySet<string> = new Set(['xgroup|create', 'xgroup|setid', 'xgroup|destroy']);
 const MINUS = 0x2d;
 
 export function ledgerGroup(context: LedgerContext): Interceptor {
@@ -53,7 +54,7 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
 
   return {
     name: 'ledger-group',
-    handles: (command) => command?.name === 'xgroup' || command?.name.startsWith('xgroup|') === true,
+    handles: (command) => command !== undefined && HANDLED.has(command.name),
     request(exchange) {
       const [, subcommand, key, name] = exchange.args;
       if (subcommand === undefined || key === undefined || name === undefined) return;
@@ -61,9 +62,7 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
       if (equalsWord(subcommand, 'create')) return create(exchange, key, name);
       const stream = knownStream(context, exchange, key);
       if (stream === undefined) return;
-      if (equalsWord(subcommand, 'setid') || equalsWord(subcommand, 'destroy')) return change(exchange, stream, name);
-      if (recovery.isOpen(stream) || exchange.queued) return;
-      return holdUntilOpen(context, exchange, stream);
+      return change(exchange, stream, name);
     },
   };
 }

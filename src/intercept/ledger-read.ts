@@ -33,6 +33,8 @@ interface Reading {
   readonly streams: readonly Stream[];
   /** When the client's patience ends: Infinity for `BLOCK 0`. */
   readonly until: number;
+  /** The streams' epochs when it was sent last. */
+  epochs: readonly number[];
 }
 
 const DOLLAR = 0x24;
@@ -92,7 +94,8 @@ export function ledgerRead(context: LedgerContext): Interceptor {
         : parsed.blockMs === 0
           ? Number.POSITIVE_INFINITY
           : Date.now() + parsed.blockMs;
-    const reading: Reading = { exchange, request: parsed, args: resolved(exchange, parsed), streams, until };
+    const epochs = streams.map((stream) => stream.epoch);
+    const reading: Reading = { exchange, request: parsed, args: resolved(exchange, parsed), streams, until, epochs };
     exchange.onReply((reply) => replied(reading, reply));
     if (!exchange.queued) exchange.onLost(() => again(reading));
     if (open || exchange.queued) return;
@@ -139,6 +142,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       if (parsed.blockAt !== undefined || onlyNew) return encode.nullArray(exchange.session.protocol);
       throw recovering(stream);
     }
+    reading.epochs = streams.map((stream) => stream.epoch);
     return 'open';
   }
 
@@ -189,10 +193,11 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     const ofStore = code === 'UNBLOCKED' || code === 'LOADING' || code === 'MASTERDOWN';
     if (exchange.queued || !(ofGroup || ofStore)) return reply;
     if (Date.now() >= reading.until) return reply;
-    const epochs = reading.streams.map((stream) => stream.epoch);
     return recovery.noticed(`${code} for a blocked or group read`).then(() => {
       // Nothing of ours was lost: the reply is about something else, such as a group that never was.
-      const unmoved = reading.streams.every((stream, at) => stream.epoch === epochs[at] && recovery.isOpen(stream));
+      const unmoved = reading.streams.every(
+        (stream, at) => stream.epoch === reading.epochs[at] && recovery.isOpen(stream),
+      );
       return ofGroup && unmoved ? reply : again(reading);
     });
   }

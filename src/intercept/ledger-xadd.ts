@@ -39,6 +39,14 @@ interface XaddExchange {
   epoch: number;
   /** The stream's greatest known ID when it was sent. */
   after: Buffer;
+  /** Of the server that was compared last when it was sent. */
+  runId: string;
+}
+
+/** The connection broke under an XADD: it may have reached the KV store. */
+interface Doubt {
+  readonly cause: HoldfastError;
+  readonly clientId: number | undefined;
 }
 
 export function ledgerXadd(context: LedgerContext): Interceptor {
@@ -59,7 +67,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     }
     const stream = ledger.streams.find(exchange.session.database, key);
     if (stream !== undefined && recovery.isOpen(stream) && ledger.writer.accepting) {
-      send({ exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId });
+      send({ exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId, runId: recovery.runId });
       return;
     }
     return begin(exchange, parsed);
@@ -73,7 +81,8 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was written, try again');
     }
     const stream = await resolve(exchange);
-    const xadd: XaddExchange = { exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId };
+    const { epoch, lastId: after } = stream;
+    const xadd: XaddExchange = { exchange, parsed, args, stream, epoch, after, runId: recovery.runId };
     if (exchange.queued) {
       // EXEC decides when it may go.
       send(xadd);
@@ -93,9 +102,9 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
 
   /**
    * Waits until the XADD may be forwarded, then gives nothing; or has the ledger accept it, then gives the reply.
-   * `cause`: it was sent already and may have reached the KV store.
+   * `doubt`: it was sent already and may have reached the KV store.
    */
-  async function untilOpen(xadd: XaddExchange, cause: HoldfastError | undefined): Promise<Buffer | undefined> {
+  async function untilOpen(xadd: XaddExchange, doubt: Doubt | undefined): Promise<Buffer | undefined> {
     const until = Date.now() + context.holdMs;
     while (!xadd.exchange.session.closed) {
       const settled = await recovery.settled(xadd.stream, Math.max(0, until - Date.now()));
@@ -104,30 +113,32 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
         continue;
       }
       if (settled === 'timeout') throw recovering(xadd.stream);
-      if (settled === 'open' && cause === undefined) {
+      if (settled === 'open' && doubt === undefined) {
         xadd.epoch = xadd.stream.epoch;
         xadd.after = xadd.stream.lastId;
+        xadd.runId = recovery.runId;
         return undefined;
       }
-      const reply = await accept(xadd, cause);
+      const reply = await accept(xadd, doubt);
       if (reply !== undefined) return reply;
     }
     throw recovering(xadd.stream);
   }
 
   /** The ledger takes the entry. Gives the reply, or nothing where the outage is over. */
-  async function accept(xadd: XaddExchange, cause: HoldfastError | undefined): Promise<Buffer | undefined> {
+  async function accept(xadd: XaddExchange, doubt: Doubt | undefined): Promise<Buffer | undefined> {
     const { stream, parsed, exchange } = xadd;
     if (parsed.noMkStream && !stream.present) return encode.nullBulk(exchange.session.protocol);
-    await recovery.enterOutage(stream, cause === undefined ? 'the KV store is down' : cause.message);
+    await recovery.enterOutage(stream, doubt === undefined ? 'the KV store is down' : doubt.cause.message);
     const outcome = await ledger.outage.accept({
       stream,
       requested: parsed.requested,
       args: xadd.args,
       firstField: parsed.idAt + 1,
       maxlen: parsed.maxlen,
-      inDoubtAfter: cause === undefined ? undefined : xadd.after,
-      kvClientId: undefined,
+      inDoubtAfter: doubt === undefined ? undefined : xadd.after,
+      kvClientId: doubt?.clientId,
+      kvRunId: doubt === undefined ? undefined : xadd.runId,
     });
     if (outcome === 'normal') {
       await ledger.streams.refresh(stream.streamId);
@@ -136,7 +147,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     if (outcome === 'small') return SMALL_ID;
     // If the KV store is there, the real ID is a matter of milliseconds.
     const published =
-      cause !== undefined && recovery.state !== 'down'
+      doubt !== undefined && recovery.state !== 'down'
         ? await recovery.publishedId(stream, outcome.id, DOUBT_MS)
         : undefined;
     return encode.bulk(formatEntryId(published ?? outcome.id));
@@ -154,7 +165,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     exchange.args = sentArgs(xadd);
     exchange.onReply((reply) => replied(xadd, reply, 1));
     if (exchange.queued) beforeExec(exchange, () => fix(xadd));
-    else exchange.onLost((cause) => lost(xadd, cause));
+    else exchange.onLost((cause, clientId) => lost(xadd, cause, clientId));
   }
 
   /** EXEC goes out: under this epoch the ID will be given. */
@@ -170,9 +181,10 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     });
   }
 
-  async function lost(xadd: XaddExchange, cause: HoldfastError): Promise<Buffer> {
-    const reply = await untilOpen(xadd, cause);
-    return reply!;
+  async function lost(xadd: XaddExchange, cause: HoldfastError, clientId: number | undefined): Promise<Buffer> {
+    // Never sent: as if it came now.
+    if (clientId === undefined) return again(xadd, 1);
+    return (await untilOpen(xadd, { cause, clientId }))!;
   }
 
   function replied(xadd: XaddExchange, reply: Buffer, attempt: number): Buffer | Promise<Buffer> {
@@ -201,7 +213,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     try {
       reply = await xadd.exchange.resend(sentArgs(xadd));
     } catch (thrown) {
-      if (thrown instanceof HoldfastError) return lost(xadd, thrown);
+      if (thrown instanceof HoldfastError) return (await untilOpen(xadd, { cause: thrown, clientId: undefined }))!;
       throw thrown;
     }
     return replied(xadd, reply, attempt + 1);

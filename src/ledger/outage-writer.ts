@@ -19,8 +19,9 @@ export interface OutageRow {
   readonly maxlen: number | undefined;
   /** Set where the XADD may have reached the KV store already, under an ID above this one. */
   readonly inDoubtAfter: Buffer | undefined;
-  /** The KV store's client ID of the connection that broke under it. */
+  /** The KV store's client ID of the connection that broke under it, and the run of the server that gave the ID. */
   readonly kvClientId: number | undefined;
+  readonly kvRunId: string | undefined;
 }
 
 /** `id`: accepted under it. `normal`: the stream is not in outage any more. `small`: the requested ID is not above all others. */
@@ -37,7 +38,7 @@ const RETRY_MS = 50;
 
 const ACCEPT = {
   name: 'holdfast-accept-entries',
-  text: `SELECT item, id FROM holdfast.accept_entries($1::bigint[], $2::bytea[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bigint[])`,
+  text: `SELECT item, id FROM holdfast.accept_entries($1::bigint[], $2::bytea[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bigint[], $7::text[])`,
 };
 
 export class OutageWriter {
@@ -116,6 +117,7 @@ export class OutageWriter {
             bigintArray(rows.map((row) => row.maxlen)),
             byteaArray(rows.map((row) => row.inDoubtAfter)),
             bigintArray(rows.map((row) => row.kvClientId)),
+            rows.map((row) => row.kvRunId ?? null),
           ],
         });
         for (const { item, id } of answers) {

@@ -35,7 +35,8 @@ export interface ReplyReceiver {
 export interface OwedReply {
   /** The whole reply; an empty buffer for a `local` entry. */
   reply(frame: Buffer): void;
-  lost(cause: HoldfastError): void;
+  /** `clientId`: of the connection that broke, as the KV store knows it. */
+  lost(cause: HoldfastError, clientId?: number): void;
 }
 
 /** The one session of a dedicated lane. */
@@ -86,6 +87,8 @@ export class Lane {
   owner: LaneOwner | undefined;
   /** The KV store's own client ID of this connection; 0 where it would not say. */
   clientId = 0;
+  /** Of the server that it is connected to; empty where the user may not ask. */
+  runId = '';
   /** Raw mode: no framing in either direction (MONITOR, replication). */
   raw = false;
   /** RESP2 with subscriptions: messages come as arrays. */
@@ -249,7 +252,7 @@ export class Lane {
       this.pop();
       if (kind === PLAIN) receiver?.repliesLost(count, first && partial, cause);
       else if (kind === LOCAL) task?.reply(NOTHING);
-      else task?.lost(cause);
+      else task?.lost(cause, this.clientId);
       first = false;
     }
     this.parts = [];

@@ -28,7 +28,7 @@ export interface ExchangeHost {
 }
 
 type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
-type Recover = (cause: HoldfastError) => Buffer | Promise<Buffer>;
+type Recover = (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>;
 
 export class PendingExchange implements Exchange, OwedReply {
   readonly session: SessionView;
@@ -116,20 +116,20 @@ export class PendingExchange implements Exchange, OwedReply {
     this.host.replyDone();
   }
 
-  lost(cause: HoldfastError): void {
+  lost(cause: HoldfastError, clientId?: number): void {
     for (const member of this.transaction) member.discard();
     if (this.host.leaving || this.queued) this.discard();
-    if (!this.host.leaving) this.recover(cause);
+    if (!this.host.leaving) this.recover(cause, clientId);
     this.host.replyDone();
   }
 
-  private recover(cause: HoldfastError): void {
+  private recover(cause: HoldfastError, clientId: number | undefined): void {
     const { recovery } = this;
     if (recovery === undefined) {
       this.write(encode.error(cause.toReplyText()));
       return;
     }
-    const reply = guard(() => recovery.recover(cause));
+    const reply = guard(() => recovery.recover(cause, clientId));
     this.settle(
       reply instanceof Promise
         ? reply.then((bytes) => this.chain(bytes, recovery.boundary))

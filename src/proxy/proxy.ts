@@ -64,6 +64,8 @@ export interface RunningProxy {
   status(): ProxyStatus;
   /** New certificates for the TLS listener with this index: for clients that come from now on, those there stay. */
   setCertificates(listener: number, options: tls.SecureContextOptions): void;
+  /** Closes upstream connections to any other server than that of `runId`, or all. What is in flight there is lost. */
+  closeLanes(runId: string | undefined, cause: HoldfastError): void;
   /** Takes no new client, lets those there finish what is in flight for `drainMs`, closes everything. */
   stop(drainMs?: number): Promise<void>;
 }
@@ -194,6 +196,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       const server = servers[listener];
       if (server instanceof tls.Server) server.setSecureContext(secureContext);
     },
+    closeLanes: (runId, cause) => upstream.closeLanes(runId, cause),
     stop,
   };
 }

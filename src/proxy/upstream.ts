@@ -194,6 +194,7 @@ export class Upstream {
         settled = true;
         clearTimeout(timer);
         current.state = 'ready';
+        current.runId = facts.runId;
         this.noteConnected(facts);
         events.ready(current);
       });
@@ -211,6 +212,13 @@ export class Upstream {
   unpause(): void {
     clearTimeout(this.pauseTimer);
     this.paused = undefined;
+  }
+
+  /** Closes the connections to any other server than that of `runId`, or all; new ones are made as they are needed. */
+  closeLanes(runId: string | undefined, cause: HoldfastError): void {
+    for (const lane of [...this.lanes]) {
+      if (runId === undefined || (lane.runId !== '' && lane.runId !== runId)) lane.close(cause);
+    }
   }
 
   /** Closes every connection; nothing connects any more. */

@@ -19,6 +19,7 @@ import { formatEntryId, nextEntryId, parseEntryId } from '../ledger/entry-id.ts'
 import type { Ledger } from '../ledger/ledger.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { byField, type KvArgument, type KvConnection, type KvReply } from './kv-connection.ts';
+import { parseServerIdentity } from './kv-snapshot.ts';
 import { formatWitness, WITNESS_KEY } from './witness.ts';
 
 export interface PublishContext {
@@ -33,6 +34,7 @@ interface BacklogRow {
   readonly in_doubt: boolean;
   readonly after_id: Buffer | null;
   readonly kv_client_id: string | null;
+  readonly kv_run_id: string | null;
   readonly maxlen: string | null;
   readonly fields: Buffer;
 }
@@ -60,7 +62,7 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
         await client.query('SELECT pg_advisory_xact_lock_shared(holdfast.lock_key(0))');
         await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [stream.streamId]);
         const { rows } = await client.query<BacklogRow & { mode: string }>(
-          `SELECT id, in_doubt, after_id, kv_client_id, maxlen, fields, mode
+          `SELECT id, in_doubt, after_id, kv_client_id, kv_run_id, maxlen, fields, mode
              FROM holdfast.backlog JOIN holdfast.stream USING (stream_id)
             WHERE stream_id = $1 AND ended_at IS NULL AND mode <> 'restoring' AND window_id IS NULL
             ORDER BY id LIMIT ${BATCH_ROWS}`,
@@ -206,7 +208,9 @@ async function claimInDoubt(
   if (inDoubt.length === 0) return [...rows];
 
   // Bytes of a broken connection can still land after we looked: not once it is closed at the other end.
-  for (const client of new Set(inDoubt.map((row) => row.kv_client_id))) {
+  // Another run of the server has closed it by itself, and has given its ID to somebody else.
+  const runId = parseServerIdentity(String(await connection.command(0, ['INFO', 'server']))).runId;
+  for (const client of new Set(inDoubt.filter((row) => row.kv_run_id === runId).map((row) => row.kv_client_id))) {
     if (client === null) continue;
     await connection.command(0, ['CLIENT', 'KILL', 'ID', client]).catch((thrown: Error) => {
       if (thrown instanceof HoldfastError) throw thrown;

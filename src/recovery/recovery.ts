@@ -53,6 +53,8 @@ export interface RecoveryOptions {
   readonly kv: KvAddress;
   /** Which streams are ledgered. */
   readonly ledgered: StreamFilter;
+  /** Closes the data plane's connections to any server but that of `runId`, or all of them. */
+  readonly closeLanes?: (runId: string | undefined, cause: HoldfastError) => void;
   /** Every how many milliseconds everything is compared and checkpoints are saved. */
   readonly lookIntervalMs?: number;
   readonly log: Logger;
@@ -88,6 +90,7 @@ const COMMAND_TIMEOUT_MS = 1500;
 const RETRY_MS = 50;
 const WAIT_MS_MAX = 5_000;
 const LOOK_INTERVAL_MS_MAX = 5_000;
+const HANGING_MS_MAX = 10_000;
 /** XINFO of so many streams blocks the KV store for well under a millisecond. */
 const STREAMS_PER_SNAPSHOT = 64;
 
@@ -96,6 +99,7 @@ export class Recovery {
   readonly ledger: Ledger;
   readonly #address: KvAddress;
   readonly #lookIntervalMs: number;
+  readonly #closeLanes: RecoveryOptions['closeLanes'];
   readonly #log: Logger;
   readonly #leadership: Leadership;
   readonly #reconciler = new Reconciler();
@@ -105,6 +109,7 @@ export class Recovery {
 
   #state: KvState = 'comparing';
   #stateSince = Date.now();
+  #gaveUpHanging = false;
   /** Counts the events after which an earlier look proves nothing. */
   #era = 0;
   #identity: ServerIdentity | undefined;
@@ -135,6 +140,7 @@ export class Recovery {
     this.ledgered = options.ledgered;
     this.#address = options.kv;
     this.#lookIntervalMs = options.lookIntervalMs ?? 1000;
+    this.#closeLanes = options.closeLanes;
     this.#log = options.log;
     this.#leadership = new Leadership(options.ledger, options.log);
     this.#discovery = new Discovery(options.ledger, options.ledgered);
@@ -142,6 +148,11 @@ export class Recovery {
 
   get state(): KvState {
     return this.#state;
+  }
+
+  /** Of the server that was compared last; empty before. */
+  get runId(): string {
+    return this.#identity?.runId ?? '';
   }
 
   /** Changes whenever the KV store may have become another one: compare what was read at two moments. */
@@ -466,6 +477,7 @@ export class Recovery {
     if (this.#state === 'down' && state === 'open') this.#log.warn('the KV store is up');
     this.#state = state;
     this.#stateSince = Date.now();
+    this.#gaveUpHanging = false;
     this.#wake();
   }
 
@@ -504,6 +516,7 @@ export class Recovery {
       if (thrown instanceof HoldfastError && thrown.code === 'KVDOWN') {
         this.#era += 1;
         this.#become('down');
+        this.#giveUpHanging(thrown);
       } else this.#log.error({ err: thrown }, 'the KV store could not be compared with the ledger');
     }
     if (this.#stopped || this.#retry !== undefined) return;
@@ -511,6 +524,13 @@ export class Recovery {
       this.#retry = undefined;
       this.#lookSoon();
     }, RETRY_MS);
+  }
+
+  /** A server that is there and does not answer keeps what is in flight: not for ever. */
+  #giveUpHanging(cause: HoldfastError): void {
+    if (this.#gaveUpHanging || Date.now() - this.#stateSince < HANGING_MS_MAX) return;
+    this.#gaveUpHanging = true;
+    this.#closeLanes?.(undefined, cause);
   }
 
   async #connect(): Promise<KvConnection> {
@@ -550,6 +570,9 @@ export class Recovery {
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
     this.#identity = identity;
+    if (before !== undefined && before.runId !== identity.runId) {
+      this.#closeLanes?.(identity.runId, new HoldfastError('KVDOWN', 'another server is the KV store now'));
+    }
     if (this.#era !== era) {
       this.#lookSoon();
       return;

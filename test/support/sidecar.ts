@@ -55,11 +55,13 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
     ...(options.limits === undefined ? {} : { limits: options.limits }),
   });
   const kv = { host: '127.0.0.1', port: options.kvPort };
+  let lanes: RunningProxy | undefined;
   const recovery = await startRecovery({
     ledger,
     kv,
     ledgered: streamFilter(options.streams ?? ['*']),
     lookIntervalMs: options.lookIntervalMs ?? 200,
+    closeLanes: (runId, cause) => lanes?.closeLanes(runId, cause),
     log,
   }).catch(async (thrown: unknown) => {
     await ledger.close();
@@ -82,6 +84,7 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
     },
     log,
   });
+  lanes = proxy;
   const port = proxy.addresses[0]!.port!;
   const sidecar: Sidecar = {
     ledger,

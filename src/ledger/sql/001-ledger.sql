@@ -127,6 +127,7 @@ CREATE TABLE holdfast.backlog (
   after_id bytea,
   -- the connection that broke: its bytes can still land until the KV store is told to close it
   kv_client_id bigint,
+  kv_run_id text,
   maxlen bigint,
   accepted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   fields bytea NOT NULL,
@@ -342,7 +343,8 @@ END $$;
 -- requested ID that is not above everything known gives 0-0, the servers' "equal or smaller" error. p_requested:
 -- null for `*`, 8 bytes for `ms-*`, 16 for a whole ID.
 CREATE FUNCTION holdfast.accept_entries(
-  p_stream bigint[], p_requested bytea[], p_fields bytea[], p_maxlen bigint[], p_after bytea[], p_client bigint[]
+  p_stream bigint[], p_requested bytea[], p_fields bytea[], p_maxlen bigint[], p_after bytea[], p_client bigint[],
+  p_run text[]
 ) RETURNS TABLE (item bigint, id bytea) LANGUAGE plpgsql AS $$
 DECLARE
   locked bigint;
@@ -357,8 +359,8 @@ BEGIN
   END LOOP;
   locked := NULL;
   FOR given IN
-    SELECT * FROM unnest(p_stream, p_requested, p_fields, p_maxlen, p_after, p_client) WITH ORDINALITY
-      AS given (stream_id, requested, fields, maxlen, after_id, kv_client_id, position)
+    SELECT * FROM unnest(p_stream, p_requested, p_fields, p_maxlen, p_after, p_client, p_run) WITH ORDINALITY
+      AS given (stream_id, requested, fields, maxlen, after_id, kv_client_id, kv_run_id, position)
      ORDER BY stream_id, position
   LOOP
     IF locked IS DISTINCT FROM given.stream_id THEN
@@ -394,9 +396,10 @@ BEGIN
       RETURN QUERY SELECT given.position, '\x00000000000000000000000000000000'::bytea;
       CONTINUE;
     END IF;
-    INSERT INTO holdfast.backlog (stream_id, id, kind, in_doubt, after_id, kv_client_id, maxlen, fields)
+    INSERT INTO holdfast.backlog (stream_id, id, kind, in_doubt, after_id, kv_client_id, kv_run_id, maxlen,
+                                  fields)
     VALUES (given.stream_id, given_id, 'outage', given.after_id IS NOT NULL, given.after_id, given.kv_client_id,
-            given.maxlen, given.fields);
+            given.kv_run_id, given.maxlen, given.fields);
     top := given_id;
     RETURN QUERY SELECT given.position, given_id;
   END LOOP;
