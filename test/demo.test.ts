@@ -17,7 +17,7 @@ it('shows that nothing is lost although the KV store is killed three times', asy
   expect(output.stdout).toMatch(/errors that clients saw +(0|\d+ × KVDOWN [^;\n]+)\n/);
   expect(output.stdout).toMatch(/KV store killed +3 times/);
   expect(output.stdout).toMatch(/seconds to recover +\d+\.\d\d, \d+\.\d\d, \d+\.\d\d\n/);
-});
+}, 120_000);
 
 it('finds the loss, and says so by its exit code, where the stream is not made durable', async () => {
   const dataDir = await temporaryDirectory();

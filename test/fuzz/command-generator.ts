@@ -98,7 +98,8 @@ function scalar(random: Random, argument: DocumentedArgument): string {
     case 'unix-time':
       return random.pick(['0', '1', '33177117420', '33177117420000', 'x']);
     case 'pattern':
-      return random.pick(['*', 'n*', '?', '[a-z]', 'nosuch', '']);
+      // In which order several patterns of a subscriber are served depends on the server's hash seed.
+      return random.pick(argument.multiple ? ['*', 'nosuch', ''] : ['*', 'n*', '?', '[a-z]', 'nosuch', '']);
     default:
       return argument.name === 'script' ? random.pick(SCRIPTS) : random.pick(STRINGS);
   }
