@@ -23,8 +23,8 @@ const EVENTS_DEFAULT = 20_000;
 const KILLS_DEFAULT = 3;
 const KILLS_MIN = 3;
 const EVENTS_PER_KILL_MIN = 500;
-const PACE_PER_SECOND = 2500;
 const TICK_MS = 20;
+const EVENTS_PER_TICK = 50;
 /** XADDs that wait for their reply; beyond it the producer waits too. */
 const IN_FLIGHT_MAX = 1000;
 /** Longer than any restore of so few events takes. */
@@ -108,12 +108,26 @@ async function produceOne(client: Redis, tally: Tally, event: number): Promise<v
   }
 }
 
+/** How many events are produced before the next kill. */
+function producedAtKill(plan: DemoPlan, index: number): number {
+  return Math.floor((plan.events * (index + 1)) / (plan.kills + 1));
+}
+
+/**
+ * As far as may be produced now: up to the next kill until it has happened, then half of the way to the one after it
+ * until that loss has healed. So there are always events that are produced after a kill, however long it takes to heal.
+ */
+function producedMax(plan: DemoPlan, tally: Tally): number {
+  const healed = tally.kills.filter((kill) => kill.recoveredAt !== undefined).length;
+  if (healed === plan.kills) return plan.events;
+  return producedAtKill(plan, tally.kills.length > healed ? healed + 0.5 : healed);
+}
+
 /** Produces all events at the demo's pace. */
-async function produce(client: Redis, tally: Tally, signal: AbortSignal): Promise<void> {
+async function produce(client: Redis, plan: DemoPlan, tally: Tally, signal: AbortSignal): Promise<void> {
   const inFlight = new Set<Promise<void>>();
-  const startedAt = Date.now();
   while (tally.produced < tally.events && !signal.aborted) {
-    const due = Math.min(tally.events, ((Date.now() - startedAt) * PACE_PER_SECOND) / 1000);
+    const due = Math.min(producedMax(plan, tally), tally.produced + EVENTS_PER_TICK);
     while (tally.produced < due && inFlight.size < IN_FLIGHT_MAX) {
       const one = produceOne(client, tally, tally.produced).finally(() => inFlight.delete(one));
       inFlight.add(one);
@@ -144,12 +158,12 @@ async function consume(client: Redis, name: string, tally: Tally, signal: AbortS
   }
 }
 
-/** Kills the KV store when so many events were produced, each time after the loss before it has healed. */
-async function killOften(holdfast: Holdfast, plan: DemoPlan, tally: Tally, signal: AbortSignal): Promise<void> {
+/** Kills the KV store when so many events were produced, each time after the loss before it has healed. False: one did not. */
+async function killOften(holdfast: Holdfast, plan: DemoPlan, tally: Tally, signal: AbortSignal): Promise<boolean> {
   for (let index = 0; index < plan.kills; index += 1) {
-    const due = Math.floor((plan.events * (index + 1)) / (plan.kills + 1));
+    const due = producedAtKill(plan, index);
     while (tally.produced < due) {
-      if (signal.aborted) return;
+      if (signal.aborted) return false;
       await delay(TICK_MS);
     }
     const pid = holdfast.kvServer?.pid;
@@ -158,11 +172,12 @@ async function killOften(holdfast: Holdfast, plan: DemoPlan, tally: Tally, signa
     const kill: Kill = { at: Date.now(), eventAfter: tally.produced, recoveredAt: undefined };
     tally.kills.push(kill);
     while (kill.recoveredAt === undefined && Date.now() - kill.at < plan.patienceMs) {
-      if (signal.aborted) return;
+      if (signal.aborted) return false;
       await delay(TICK_MS);
     }
-    if (kill.recoveredAt === undefined) return;
+    if (kill.recoveredAt === undefined) return false;
   }
+  return true;
 }
 
 function progressLine(tally: Tally, kills: number): string {
@@ -222,7 +237,9 @@ export async function demonstrate(holdfast: Holdfast, plan: DemoPlan, invocation
   const endProgress = showProgress(invocation, () => progressLine(tally, kills));
   try {
     const consuming = consumers.map((client, index) => consume(client, `worker-${index + 1}`, tally, ending.signal));
-    await Promise.all([produce(producer, tally, ending.signal), killOften(holdfast, plan, tally, ending.signal)]);
+    const producing = new AbortController();
+    const killing = killOften(holdfast, plan, tally, ending.signal).then((healed) => healed || producing.abort());
+    await Promise.all([produce(producer, plan, tally, AbortSignal.any([ending.signal, producing.signal])), killing]);
     const deadline = Date.now() + patienceMs;
     while (tally.missing > 0 && Date.now() < deadline && !ending.signal.aborted) await delay(TICK_MS);
     const interrupted = ending.signal.aborted;
