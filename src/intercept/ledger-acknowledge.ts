@@ -1,21 +1,26 @@
 /**
- * XACK on a ledgered stream: held like a read while the stream is in trouble; what it acknowledged is recorded. Where the
- * count says that not all of the IDs were pending, recovery finds out which are acknowledged.
+ * XACK on a ledgered stream: what it acknowledged is recorded. While the KV store is down the ledger takes it alone, and
+ * it is applied afterwards. Where the count says that not all of the IDs were pending, recovery finds out which of them
+ * are acknowledged; after a restore those are among them that had been delivered before the loss.
  */
 import { parseEntryId } from '../ledger/entry-id.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
+import * as encode from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { holdUntilOpen, knownStream, type LedgerContext } from './ledger-context.ts';
+import { knownStream, type LedgerContext, recovering } from './ledger-context.ts';
+
+/** While waiting, whether the KV store has gone down is looked at so often. */
+const RECHECK_MS = 50;
 
 function idsOf(args: readonly Buffer[]): Buffer[] | undefined {
-  const ids: Buffer[] = [];
+  const ids = new Map<string, Buffer>();
   for (let at = 3; at < args.length; at += 1) {
     const id = parseEntryId(args[at]!, 'min');
     if (id === undefined) return undefined;
-    ids.push(id);
+    ids.set(id.toString('latin1'), id);
   }
-  return ids;
+  return [...ids.values()];
 }
 
 export function ledgerAcknowledge(context: LedgerContext): Interceptor {
@@ -27,18 +32,49 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       const answer = readReply(reply);
       if (answer.type !== ':') return reply;
       const acknowledged = Number(answer.bytes.toString('latin1'));
-      if (acknowledged === ids.length) ledger.acknowledgements.record(stream, group, epoch, ids);
-      else recovery.recordUncertain(stream, group, epoch, ids);
-      return reply;
+      if (acknowledged === ids.length) {
+        ledger.acknowledgements.record(stream, group, epoch, ids);
+        return reply;
+      }
+      const uncertain = recovery.recordUncertain(stream, group, epoch, ids);
+      // Restored and not read again yet: what was delivered before the loss counts as it would have without one.
+      if (stream.restoredEpoch === 0 || group.filtered) return reply;
+      return uncertain.then((earlier) => encode.integer(acknowledged + earlier));
     });
-    if (exchange.queued) return;
-    exchange.onLost(async () => {
-      // Doing it twice changes nothing.
-      await holdUntilOpen(context, exchange, stream);
-      const reply = await exchange.resend();
-      recovery.recordUncertain(stream, group, epoch, ids);
-      return reply;
-    });
+    // Doing it twice changes nothing.
+    if (!exchange.queued) exchange.onLost(() => again(exchange, stream, group, ids));
+  }
+
+  async function again(exchange: Exchange, stream: Stream, group: Group, ids: readonly Buffer[]): Promise<Buffer> {
+    const answered = await settle(exchange, stream, group, ids);
+    if (answered !== undefined) return answered;
+    const reply = await exchange.resend();
+    void recovery.recordUncertain(stream, group, stream.epoch, ids);
+    return reply;
+  }
+
+  /** Waits until XACK may be forwarded, then gives nothing; or lets the ledger take it, then gives the reply. */
+  async function settle(
+    exchange: Exchange,
+    stream: Stream,
+    group: Group,
+    ids: readonly Buffer[],
+  ): Promise<Buffer | undefined> {
+    const until = Date.now() + context.holdMs;
+    for (;;) {
+      const settled = await recovery.reopened(
+        stream,
+        Math.min(until - Date.now(), RECHECK_MS),
+        () => !exchange.session.closed,
+      );
+      if (settled !== 'timeout') return undefined;
+      if (recovery.state === 'down') {
+        ledger.acknowledgements.record(stream, group, stream.epoch, ids);
+        await ledger.acknowledgements.flush();
+        return encode.integer(ids.length);
+      }
+      if (Date.now() >= until || exchange.session.closed) throw recovering(stream);
+    }
   }
 
   return {
@@ -49,12 +85,15 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       const group = stream?.groups.get(exchange.args[2]?.toString('latin1') ?? '');
       if (stream === undefined || group === undefined) return;
       const ids = idsOf(exchange.args);
-      if (ids === undefined) return;
+      if (ids === undefined || ids.length === 0) return;
       if (recovery.isOpen(stream) || exchange.queued) {
         send(exchange, stream, group, ids);
         return;
       }
-      return holdUntilOpen(context, exchange, stream).then(() => send(exchange, stream, group, ids));
+      return settle(exchange, stream, group, ids).then((answered) => {
+        if (answered === undefined) send(exchange, stream, group, ids);
+        else exchange.respond(answered);
+      });
     },
   };
 }

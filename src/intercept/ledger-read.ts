@@ -6,7 +6,6 @@
  * After a restore a group stands at its checkpoint: entries that come again although their acknowledgement is recorded
  * are taken out of the reply and acknowledged, and if nothing is left the read goes on.
  */
-import type { AcknowledgedSet } from '../ledger/acknowledged-set.ts';
 import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
@@ -73,7 +72,6 @@ function parseRead(args: readonly Buffer[]): ReadRequest | undefined {
 
 export function ledgerRead(context: LedgerContext): Interceptor {
   const { recovery, ledger } = context;
-  const filters = new WeakMap<Group, { readonly epoch: number; readonly set: Promise<AcknowledgedSet> }>();
 
   function request(exchange: Exchange): void | Promise<void> {
     const { args } = exchange;
@@ -240,14 +238,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   /** The entries that must be delivered; the others are acknowledged. `undefined` where all must. */
   async function unacknowledged(stream: Stream, group: Group, entries: Reply): Promise<Reply[] | undefined> {
     const items = entries.items ?? [];
-    const known = filters.get(group);
-    let loading = known?.epoch === stream.restoredEpoch ? known.set : undefined;
-    if (loading === undefined) {
-      loading = ledger.acknowledgements.read(group);
-      filters.set(group, { epoch: stream.restoredEpoch, set: loading });
-      loading.catch(() => filters.delete(group));
-    }
-    const set = await loading;
+    const set = await ledger.acknowledgements.filter(group, stream.restoredEpoch);
     const done: Buffer[] = [];
     const kept: Reply[] = [];
     let last: Buffer | undefined;
@@ -260,7 +251,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     }
     if (last !== undefined && last.compare(set.maxId) > 0) {
       group.filtered = true;
-      filters.delete(group);
+      ledger.acknowledgements.forget(group);
     }
     if (done.length === 0) return undefined;
     await recovery.acknowledge(stream, group.name, done);

@@ -29,6 +29,7 @@ export class AcknowledgementWriter {
   readonly #postgres: Postgres;
   readonly #flushMs: number;
   readonly #log: Logger;
+  readonly #filters = new WeakMap<Group, { readonly epoch: number; readonly set: AcknowledgedSet }>();
   #pending = new Map<string, Pending>();
   #count = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -48,6 +49,8 @@ export class AcknowledgementWriter {
   }
 
   record(stream: Stream, group: Group, epoch: number, ids: readonly Buffer[]): void {
+    const filter = this.#filters.get(group)?.set;
+    if (filter !== undefined) for (const id of ids) filter.add(id);
     if (this.#count + ids.length > PENDING_MAX) {
       this.#dropped += ids.length;
       return;
@@ -100,10 +103,22 @@ export class AcknowledgementWriter {
     }
   }
 
-  /** What is recorded of a group, what this process has not written yet included. */
-  async read(group: Group): Promise<AcknowledgedSet> {
+  /**
+   * What is recorded of a group since the restore of `epoch`, what this process has not written yet included. Kept, and
+   * kept current with what passes through this process, until `forget`.
+   */
+  async filter(group: Group, epoch: number): Promise<AcknowledgedSet> {
+    const known = this.#filters.get(group);
+    if (known?.epoch === epoch) return known.set;
     await this.flush();
-    return readAcknowledged(this.#postgres.pool, group.groupId);
+    const set = await readAcknowledged(this.#postgres.pool, group.groupId);
+    this.#filters.set(group, { epoch, set });
+    return set;
+  }
+
+  /** The group has read past everything that was recorded. */
+  forget(group: Group): void {
+    this.#filters.delete(group);
   }
 
   async close(): Promise<void> {

@@ -9,6 +9,7 @@ import { isContention, isRetryable } from './sqlstate.ts';
 
 const PROBE_MS = 200;
 const CONNECT_TIMEOUT_MS = 3000;
+const IDLE_IN_TRANSACTION_MS = 3000;
 
 export interface Postgres {
   readonly pool: pg.Pool;
@@ -39,9 +40,13 @@ export function connectPostgres(options: {
     max: options.connectionsMax,
     // The server's own limit frees its locks; ours notices a server that no longer answers at all.
     statement_timeout: options.statementTimeoutMs,
+    // A process that is stopped in the middle of a transaction must not hold a stream's lock.
+    idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
     query_timeout: options.statementTimeoutMs + 1000,
   });
   // An idle connection that breaks is no event of its own: the next statement will tell.
+  // One that breaks while it is lent out tells with its next statement, too.
+  pool.on('connect', (client) => client.on('error', () => undefined));
   pool.on('error', (thrown) => options.log.debug({ err: thrown }, 'idle ledger connection lost'));
 
   let available = true;

@@ -9,6 +9,7 @@ const RETRYABLE_CLASSES: ReadonlySet<string> = new Set([
 ]);
 
 const RETRYABLE_STATES: ReadonlySet<string> = new Set([
+  '25P03', // idle in transaction session timeout
   '25006', // read only transaction: a standby, or a primary on its way down
   '40001', // serialization failure
   '40P01', // deadlock detected

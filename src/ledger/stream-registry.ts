@@ -15,6 +15,8 @@ export interface Group {
   readonly generation: number;
   checkpointId: Buffer;
   lastDeliveredId: Buffer;
+  /** The greatest ID that was ever delivered in this generation, restores included. */
+  everDeliveredId: Buffer;
   changing: boolean;
   /** Since the stream's last restore it has read past everything that is recorded as acknowledged. */
   filtered: boolean;
@@ -63,6 +65,7 @@ interface GroupRow {
   generation: string;
   checkpoint_id: Buffer;
   last_delivered_id: Buffer;
+  ever_delivered_id: Buffer;
   changing: boolean;
 }
 
@@ -74,7 +77,8 @@ const STREAM_COLUMNS = `stream_id, database, name, incarnation, epoch, restored_
     SELECT last_id FROM holdfast.stream_progress AS progress
      WHERE progress.stream_id = stream.stream_id ORDER BY last_id DESC LIMIT 1
   )) AS last_id`;
-const GROUP_COLUMNS = 'stream_id, group_id, name, generation, checkpoint_id, last_delivered_id, changing';
+const GROUP_COLUMNS = `stream_id, group_id, name, generation, checkpoint_id, last_delivered_id,
+  GREATEST(ever_delivered_id, last_delivered_id) AS ever_delivered_id, changing`;
 
 type ChangeListener = (stream: Stream) => void;
 
@@ -271,6 +275,7 @@ export class StreamRegistry {
       if (known?.groupId === Number(row.group_id)) {
         known.checkpointId = row.checkpoint_id;
         known.lastDeliveredId = row.last_delivered_id;
+        known.everDeliveredId = row.ever_delivered_id;
         known.changing = row.changing;
         of.groups.set(name, known);
         continue;
@@ -281,6 +286,7 @@ export class StreamRegistry {
         generation: Number(row.generation),
         checkpointId: row.checkpoint_id,
         lastDeliveredId: row.last_delivered_id,
+        everDeliveredId: row.ever_delivered_id,
         changing: row.changing,
         filtered: false,
       });

@@ -17,12 +17,14 @@
  */
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { byteaArray } from '../ledger/binary-array.ts';
 import { encodeFields } from '../ledger/entry-fields.ts';
-import { ENTRY_ID_LENGTH, formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_LENGTH, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { EndIntention } from '../ledger/intention-store.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
+import { applyAcknowledgements } from './apply-acknowledgements.ts';
 import { checkpointOf, floorOf, type Looked, saveCheckpoints } from './checkpoint.ts';
 import { compare, type KnownStream } from './compare.ts';
 import { Discovery } from './discover.ts';
@@ -90,7 +92,12 @@ const COMMAND_TIMEOUT_MS = 1500;
 const RETRY_MS = 50;
 const WAIT_MS_MAX = 5_000;
 const LOOK_INTERVAL_MS_MAX = 5_000;
+/** Acknowledgements that are being looked into at one time. */
+const UNCERTAIN_MAX = 1000;
+const NOTHING_ACKNOWLEDGED = { acknowledged: [], earlier: 0 };
 const HANGING_MS_MAX = 10_000;
+const LEAD_WITHOUT_KV_MS = 2_000;
+const DISCOVERY_MS_MAX = 1_000;
 /** XINFO of so many streams blocks the KV store for well under a millisecond. */
 const STREAMS_PER_SNAPSHOT = 64;
 
@@ -110,6 +117,9 @@ export class Recovery {
   #state: KvState = 'comparing';
   #stateSince = Date.now();
   #gaveUpHanging = false;
+  /** The KV store may have pending what is recorded as acknowledged. */
+  #applyAcknowledgements = true;
+  #uncertain = 0;
   /** Counts the events after which an earlier look proves nothing. */
   #era = 0;
   #identity: ServerIdentity | undefined;
@@ -415,17 +425,31 @@ export class Recovery {
 
   /**
    * Some of the IDs were not pending when they were acknowledged: records those that are delivered and not pending. What
-   * cannot be found out now is not recorded, and may be delivered again after a loss.
+   * cannot be found out now is not recorded, and may be delivered again after a loss. Gives how many had been delivered
+   * before a loss and not again since.
    */
-  recordUncertain(stream: Stream, group: Group, epoch: number, ids: readonly Buffer[]): void {
-    this.#delivered(stream, group, ids).then(
-      (delivered) => this.ledger.acknowledgements.record(stream, group, epoch, delivered),
-      (thrown: unknown) => this.#log.debug({ err: messageOf(thrown) }, 'acknowledgements left unrecorded'),
-    );
+  async recordUncertain(stream: Stream, group: Group, epoch: number, ids: readonly Buffer[]): Promise<number> {
+    if (this.#uncertain >= UNCERTAIN_MAX) return 0;
+    this.#uncertain += 1;
+    try {
+      const { acknowledged, earlier } = await this.#delivered(stream, group, ids);
+      this.ledger.acknowledgements.record(stream, group, epoch, acknowledged);
+      return earlier;
+    } catch (thrown) {
+      this.#log.debug({ err: messageOf(thrown) }, 'acknowledgements left unrecorded');
+      return 0;
+    } finally {
+      this.#uncertain -= 1;
+    }
   }
 
-  async #delivered(stream: Stream, group: Group, ids: readonly Buffer[]): Promise<Buffer[]> {
+  async #delivered(
+    stream: Stream,
+    group: Group,
+    given: readonly Buffer[],
+  ): Promise<{ readonly acknowledged: Buffer[]; readonly earlier: number }> {
     const connection = await this.#connect();
+    const ids = stream.restoredEpoch === 0 ? given : await this.#underNewIds(connection, stream, group, given);
     const replies = await connection.transaction(stream.database, [
       ['XINFO', 'GROUPS', stream.name],
       ...ids.map((id): KvArgument[] => {
@@ -434,15 +458,39 @@ export class Recovery {
       }),
     ]);
     const groups = replies?.[0];
-    if (!Array.isArray(groups)) return [];
+    if (!Array.isArray(groups)) return NOTHING_ACKNOWLEDGED;
     const own = groups.map(byField).find((fields) => group.name.equals(fields.get('name') as Buffer));
     const last = own?.get('last-delivered-id');
-    if (!Buffer.isBuffer(last)) return [];
+    if (!Buffer.isBuffer(last)) return NOTHING_ACKNOWLEDGED;
     const lastDeliveredId = parseEntryId(last, 'min')!;
-    return ids.filter((id, index) => {
+    const everDeliveredId = maxEntryId(lastDeliveredId, group.everDeliveredId);
+    const acknowledged = ids.filter((id, index) => {
       const pending = replies?.[index + 1];
-      return Array.isArray(pending) && pending.length === 0 && id.compare(lastDeliveredId) <= 0;
+      return Array.isArray(pending) && pending.length === 0 && id.compare(everDeliveredId) <= 0;
     });
+    return { acknowledged, earlier: acknowledged.filter((id) => id.compare(lastDeliveredId) > 0).length };
+  }
+
+  /** Entries that were delivered before a restore, and got another ID by it, are acknowledged under that. */
+  async #underNewIds(
+    connection: KvConnection,
+    stream: Stream,
+    group: Group,
+    ids: readonly Buffer[],
+  ): Promise<readonly Buffer[]> {
+    const { rows } = await this.ledger.pool.query<{ id: Buffer; published_id: Buffer }>(
+      'SELECT id, published_id FROM holdfast.alias WHERE stream_id = $1 AND id = ANY ($2::bytea[]) ORDER BY epoch',
+      [stream.streamId, byteaArray(ids)],
+    );
+    if (rows.length === 0) return ids;
+    const published = new Map(rows.map((row) => [row.id.toString('latin1'), row.published_id]));
+    await connection.command(stream.database, [
+      'XACK',
+      stream.name,
+      group.name,
+      ...[...published.values()].map(formatEntryId),
+    ]);
+    return ids.map((id) => published.get(id.toString('latin1')) ?? id);
   }
 
   #heard(notice: LedgerNotice): void {
@@ -473,6 +521,7 @@ export class Recovery {
 
   #become(state: KvState): void {
     if (this.#state === state) return;
+    if (state !== 'open') this.#applyAcknowledgements = true;
     if (state === 'down') this.#log.warn('the KV store is down, the ledger accepts entries alone');
     if (this.#state === 'down' && state === 'open') this.#log.warn('the KV store is up');
     this.#state = state;
@@ -517,6 +566,7 @@ export class Recovery {
         this.#era += 1;
         this.#become('down');
         this.#giveUpHanging(thrown);
+        if (Date.now() - this.#stateSince > LEAD_WITHOUT_KV_MS) this.#resign();
       } else this.#log.error({ err: thrown }, 'the KV store could not be compared with the ledger');
     }
     if (this.#stopped || this.#retry !== undefined) return;
@@ -524,6 +574,14 @@ export class Recovery {
       this.#retry = undefined;
       this.#lookSoon();
     }, RETRY_MS);
+  }
+
+  /** Another sidecar may still reach the KV store. */
+  #resign(): void {
+    if (!this.#leadership.leads) return;
+    this.#leadership
+      .resign('the KV store is out of reach')
+      .catch((thrown: unknown) => this.#log.debug({ err: messageOf(thrown) }, 'resigning'));
   }
 
   /** A server that is there and does not answer keeps what is in flight: not for ever. */
@@ -549,11 +607,12 @@ export class Recovery {
   async #lookOnce(): Promise<void> {
     const started = performance.now();
     let era = this.#era;
-    const leads = await this.#leadership.renew();
     const connection = await this.#connect();
     const identity = parseServerIdentity(String(await connection.command(0, ['INFO'])));
     if (identity.loading) throw new HoldfastError('KVDOWN', 'the KV store is loading');
     if (identity.role !== 'master') throw new HoldfastError('KVDOWN', 'the KV store is a replica');
+    // Who cannot reach the KV store does not lead.
+    const leads = await this.#leadership.renew();
     const before = this.#identity;
     if (before !== undefined && (before.runId !== identity.runId || before.replicationId !== identity.replicationId)) {
       // Replies to come may be of another data set than what was compared last.
@@ -587,6 +646,11 @@ export class Recovery {
     const { ledger } = this;
     const leaderEpoch = this.#leadership.epoch;
     await this.#placeWitness(connection);
+    if (this.#applyAcknowledgements) {
+      const applied = await applyAcknowledgements(ledger, connection, looked);
+      if (applied > 0) this.#log.info({ applied }, 'acknowledgements that the KV store did not know were made again');
+      this.#applyAcknowledgements = false;
+    }
     await saveCheckpoints(ledger.pool, leaderEpoch, lookedAt, looked);
     await this.#pendingPages.record(ledger, connection, leaderEpoch, lookedAt, looked);
     await this.#reconciler.reconcile(
@@ -602,10 +666,10 @@ export class Recovery {
       looked,
     );
     // The first time all at once: what is there must be known before it can be missed.
-    for (let walked = await this.#discovery.step(connection); !walked && !this.#discovered; ) {
-      walked = await this.#discovery.step(connection);
-    }
-    this.#discovered = true;
+    const until = Date.now() + DISCOVERY_MS_MAX;
+    let walked = await this.#discovery.step(connection);
+    while (!walked && !this.#discovered && Date.now() < until) walked = await this.#discovery.step(connection);
+    this.#discovered ||= walked;
   }
 
   async #lost(known: KnownStream, cause: string, lookedAt: Date): Promise<void> {

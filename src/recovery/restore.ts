@@ -131,6 +131,8 @@ class Head {
 interface Build {
   restored: number;
   merged: number;
+  /** Merged entries of which the ledger has no row: they will be counted when it gets one. */
+  unknown: number;
   aliases: number;
   length: number;
   lastId: Buffer;
@@ -213,6 +215,7 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
   const build: Build = {
     restored: 0,
     merged: 0,
+    unknown: 0,
     aliases: 0,
     length: 0,
     lastId: ENTRY_ID_ZERO,
@@ -280,6 +283,7 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
         if (!deleted.has(theirs!.id) && theirs!.id.compare(known.floorId) >= 0) {
           put(theirs!);
           build.merged += 1;
+          if (order > 0) build.unknown += 1;
         }
       }
       if (steps % 1000 === 0) await writer.ready();
@@ -324,9 +328,9 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
   }
 }
 
-/** The counters as they were, or as what was built needs them. */
+/** What the ledger counts, and will count: less would be the next loss. More is found out by the reconciler. */
 function entriesAdded(known: KnownStream, build: Build): number {
-  return Math.max(known.added, build.seen?.entriesAdded ?? 0, build.length);
+  return Math.max(known.added + build.unknown, build.seen?.entriesAdded ?? 0, build.length);
 }
 
 function xsetid(key: Buffer, known: KnownStream, build: Build): KvArgument[] {
@@ -412,6 +416,7 @@ async function swapIn(
       if (refused instanceof Error) throw new HoldfastError('RECOVERING', `merging was refused: ${refused.message}`);
       build.length += came.length;
       build.merged += came.length;
+      build.unknown += came.length;
       build.seen = now;
       if (came.length > 0) {
         build.lastId = came.at(-1)!.id;
