@@ -9,8 +9,8 @@ import type { EmbeddedServer } from './server-process.ts';
 
 const PAUSE_MS_MIN = 100;
 const PAUSE_MS_MAX = 5000;
-/** A server that ran this long has earned a restart without a pause. */
-const STEADY_MS = 10_000;
+/** A server that served this long does not die of its start: it has earned a restart without a pause. */
+const STEADY_MS = 500;
 
 export interface Supervision {
   /** How often the server was started again. */

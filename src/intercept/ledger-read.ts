@@ -190,7 +190,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       });
     const ofStore = code === 'UNBLOCKED' || code === 'LOADING' || code === 'MASTERDOWN';
     if (exchange.queued || !(ofGroup || ofStore)) return reply;
-    if (Date.now() >= reading.until) return reply;
+    // Also when the client's patience has ended meanwhile: an empty read is the answer then, not the loss.
     return recovery.noticed(`${code} for a blocked or group read`).then(() => {
       // Nothing of ours was lost: the reply is about something else, such as a group that never was.
       const unmoved = reading.streams.every(
