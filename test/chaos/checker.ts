@@ -107,6 +107,11 @@ const SCRIPT_ACKNOWLEDGED = new Set(
     .flatMap((plan) => plan.streams.map((stream) => `${stream} ${plan.group}`)),
 );
 
+function isScriptAcknowledged(stream: number, group: number): boolean {
+  const { name, groups } = STREAMS[stream]!;
+  return SCRIPT_ACKNOWLEDGED.has(`${name} ${groups[group]}`);
+}
+
 /** What does not fit the columns: second and later deliveries and tellings, and those under another ID. */
 interface Later {
   readonly what: 'delivered' | 'told';
@@ -286,7 +291,7 @@ export function createChecker(): Checker {
 
   function verdict(faults: readonly StruckFault[]): Verdict {
     const losses = lossesOf(faults);
-    const flights = new FlightLog();
+    const flights = { plain: new FlightLog(FLUSH_MS), script: new FlightLog(SCRIPT_FLUSH_MS) };
     const counts = {
       ...{ invoked: 0, acknowledged: 0, failed: 0, unknown: 0, unknownDelivered: 0, handled: 0, phantoms: 0 },
       ...{ lost: 0, observedLost: 0, observedUnsettledLost: 0, renamed: 0, doubled: 0 },
@@ -350,7 +355,7 @@ export function createChecker(): Checker {
           .map((other) => other.atMs);
         const slot = slotOf(number, group);
         if (isSeenId && table.toldAt[slot] !== 0) tellings.push(table.toldAt[slot]! - 1);
-        const flushMs = SCRIPT_ACKNOWLEDGED.has(`${name} ${groups[group]}`) ? SCRIPT_FLUSH_MS : FLUSH_MS;
+        const flushMs = isScriptAcknowledged(stream, group) ? SCRIPT_FLUSH_MS : FLUSH_MS;
         // A read that was sent before the acknowledgement was answered may have been served before it.
         const recorded = tellings.find(
           (at) => at < readAtMs && !losses.some((loss) => excuses(loss, at, atMs, flushMs)),
@@ -383,7 +388,8 @@ export function createChecker(): Checker {
           const slot = slotOf(number, group);
           if (table.handledAt[slot] !== 0) counts.handled += 1;
           if (table.deliveredAt[slot] === 0) continue;
-          flights.add(table.deliveredAt[slot]! - 1, table.handledAt[slot]! - 1, table.toldAt[slot]! - 1);
+          const log = isScriptAcknowledged(table.stream[number]!, group) ? flights.script : flights.plain;
+          log.add(table.deliveredAt[slot]! - 1, table.handledAt[slot]! - 1, table.toldAt[slot]! - 1);
         }
         const entries = later.get(`${table.writer}-${number}`);
         if (entries !== undefined) judgeLater(table, number, entries);
@@ -402,7 +408,7 @@ export function createChecker(): Checker {
     return {
       ...counts,
       ...{ delivered, wrongFields, foreign, idOrderBroken, deliveryOrderBroken: unexcused.length, findings },
-      redeliveredMax: flights.redeliveriesMax(losses),
+      redeliveredMax: flights.plain.redeliveriesMax(losses) + flights.script.redeliveriesMax(losses),
     };
   }
 

@@ -75,10 +75,16 @@ function countUpTo(sorted: Float64Array, value: number): number {
 /** An acknowledgement whose answer never came is as good as answered after this long. */
 const ANSWER_MS = 5000;
 
-/** Of every event and group: when it was delivered first, and since when it was no longer in flight. */
+/** Of events and groups: when each was delivered first, and since when it was no longer in flight. */
 export class FlightLog {
+  readonly #flushMs: number;
   readonly #deliveredMs: number[] = [];
   readonly #landedMs: number[] = [];
+
+  /** `flushMs`: how long an acknowledgement may take to be recorded. */
+  constructor(flushMs: number) {
+    this.#flushMs = flushMs;
+  }
 
   /** `handledMs`: XACK was sent; `toldMs`: it was answered. Negative: never. */
   add(deliveredMs: number, handledMs: number, toldMs: number): void {
@@ -93,7 +99,7 @@ export class FlightLog {
     const landed = Float64Array.from(this.#landedMs).sort();
     return losses.reduce((sum, { fromMs, untilMs, unrecordedSinceMs }) => {
       const inFlight = countUpTo(delivered, untilMs) - countUpTo(landed, fromMs);
-      return sum + inFlight + countUpTo(landed, fromMs) - countUpTo(landed, unrecordedSinceMs - SCRIPT_FLUSH_MS);
+      return sum + inFlight + countUpTo(landed, fromMs) - countUpTo(landed, unrecordedSinceMs - this.#flushMs);
     }, 0);
   }
 }
