@@ -13,6 +13,7 @@ import type { KvKind } from './kv-node.ts';
 import { isCalm, SETTLE_MS, type StruckFault } from './losses.ts';
 import { type Arena, nemesisOf } from './nemeses.ts';
 import { until } from './process-control.ts';
+import { type RecoveryRecord, readRecoveryRecords } from './recovery-records.ts';
 import { type RecoveryWatch, watchRecovery } from './recovery-watch.ts';
 import type { Fault, Phase } from './schedule.ts';
 import { type Stage, startStage } from './stage.ts';
@@ -66,6 +67,8 @@ export interface ChaosResult {
   readonly faults: readonly FaultReport[];
   readonly phases: readonly PhaseReport[];
   readonly sidecarCrashes: number;
+  /** What the sidecars wrote down of their recoveries. */
+  readonly recoveries: readonly RecoveryRecord[];
   /** What clients were told, by operation and error. */
   readonly errors: Readonly<Record<string, ErrorCount>>;
   /** Everything that is against the promises, in words; empty when the run passed. */
@@ -199,6 +202,7 @@ function violationsOf(
   verdict: Verdict,
   phases: readonly PhaseReport[],
   sidecarCrashes: number,
+  recoveries: readonly RecoveryRecord[],
   errors: Readonly<Record<string, ErrorCount>>,
 ): string[] {
   const mustBeZero: readonly (readonly [count: number, what: string])[] = [
@@ -212,6 +216,7 @@ function violationsOf(
     [verdict.reborn, 'deliveries of deleted entries'],
     [verdict.idOrderBroken, 'IDs out of order'],
     [verdict.deliveryOrderBroken, 'deliveries out of order in calm times'],
+    [recoveries.filter((record) => record.milliseconds === undefined).length, 'recoveries never completed'],
     [sidecarCrashes, 'sidecars that ended by themselves, or would not end'],
   ];
   return [
@@ -275,12 +280,14 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
 
     const verdict = checker.verdict(faults);
     const errors = await countErrors(errorsPaths, faults);
+    const recoveries =
+      stage.ledger === undefined ? [] : await readRecoveryRecords(stage.ledger.urlVia(stage.ledger.port));
     const sidecarCrashes = sidecars.reduce((sum, sidecar) => sum + sidecar.crashes, 0);
-    const violations = violationsOf(verdict, phases, sidecarCrashes, errors);
+    const violations = violationsOf(verdict, phases, sidecarCrashes, recoveries, errors);
     passed = violations.length === 0;
     return {
       ...{ seed: options.seed, kv: options.kv, sidecars: options.sidecars, seconds: now() / 1000 },
-      ...{ verdict, phases, sidecarCrashes, errors, violations },
+      ...{ verdict, phases, sidecarCrashes, recoveries, errors, violations },
       faults: faults.map((fault, i) => ({ ...fault, writesMs: watches[i]!.writesMs, readsMs: watches[i]!.readsMs })),
       directory: passed && !options.keep ? undefined : directory,
     };

@@ -50,9 +50,15 @@ export function excuses(loss: Loss, toldMs: number, againMs: number, flushMs: nu
   return againMs >= loss.fromMs && toldMs >= loss.unrecordedSinceMs - flushMs && toldMs <= loss.untilMs + SETTLE_MS;
 }
 
+/** Faults that only stop producers or consumers do not keep Holdfast from seeing what is written. */
+const CLIENTS = new Set(['producer', 'consumer']);
+
 /** No fault from shortly before `atMs` until the reconciler must have seen what was written then. */
 export function isSettled(faults: readonly StruckFault[], atMs: number): boolean {
-  return !faults.some((fault) => fault.beginMs < atMs + RECONCILE_MS && atMs < fault.healedMs + RECONCILE_MS);
+  return !faults.some(
+    (fault) =>
+      !CLIENTS.has(fault.resource) && fault.beginMs < atMs + RECONCILE_MS && atMs < fault.healedMs + RECONCILE_MS,
+  );
 }
 
 /** No fault, and none healed a moment ago. */

@@ -1,5 +1,6 @@
 /** A run's result as a table for people. */
 import type { ChaosResult, FaultReport } from './chaos-run.ts';
+import type { RecoveryRecord } from './recovery-records.ts';
 
 function seconds(milliseconds: number | undefined): string {
   return milliseconds === undefined ? '-' : (milliseconds / 1000).toFixed(2);
@@ -33,8 +34,20 @@ function nemesisRow(nemesis: string, faults: readonly FaultReport[]): string[] {
   ];
 }
 
+function recoveryRow(cause: string, records: readonly RecoveryRecord[]): string[] {
+  const durations = records.flatMap((record) => (record.milliseconds === undefined ? [] : [record.milliseconds]));
+  const sum = (count: (record: RecoveryRecord) => number): string =>
+    String(records.reduce((total, record) => total + count(record), 0));
+  return [
+    ...[cause, String(records.length), seconds(median(durations)), seconds(Math.max(...durations, 0))],
+    ...[sum((record) => record.entriesRestored), sum((record) => record.aliases)],
+    ...[sum((record) => record.possibleDuplicates), sum((record) => record.attempts)],
+  ];
+}
+
 export function renderReport(result: ChaosResult): string {
-  const { verdict, faults, phases, errors } = result;
+  const { verdict, faults, phases, recoveries, errors } = result;
+  const causes = [...new Set(recoveries.map((record) => record.cause))].sort();
   const names = [...new Set(faults.map((fault) => fault.nemesis))].sort();
   const writes = phases.flatMap((phase) => (phase.writesMs === undefined ? [] : [phase.writesMs]));
   const reads = phases.flatMap((phase) => (phase.readsMs === undefined ? [] : [phase.readsMs]));
@@ -82,6 +95,17 @@ export function renderReport(result: ChaosResult): string {
         nemesisRow(
           name,
           faults.filter((fault) => fault.nemesis === name),
+        ),
+      ),
+    ]),
+    '',
+    'Recoveries of streams, as Holdfast recorded them:',
+    ...table([
+      ['cause', 'streams', 'seconds', 'worst', 'restored', 'aliases', 'doubtful', 'attempts'],
+      ...causes.map((cause) =>
+        recoveryRow(
+          cause,
+          recoveries.filter((record) => record.cause === cause),
         ),
       ),
     ]),

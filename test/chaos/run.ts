@@ -1,11 +1,12 @@
 /**
  * `npm run chaos -- --minutes N --seed S`: one run from the command line. Exit code 1 when a promise was broken.
  */
-import { writeFile } from 'node:fs/promises';
+import { rm, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../../src/errors.ts';
 import { runChaos } from './chaos-run.ts';
+import { MUTATIONS, type Mutation, mutatedTree, mutationNamed } from './mutations.ts';
 import { NEMESIS_NAMES, type NemesisName } from './nemeses.ts';
 import { renderReport } from './report.ts';
 import { planRun } from './schedule.ts';
@@ -18,6 +19,7 @@ const USAGE = `usage: npm run chaos -- [options]
   --nemeses A,B      only these; a name may end in * (default: all)
   --rate N           XADDs per second of all producers (default 400)
   --root DIRECTORY   source tree to run the sidecars from (default: this one)
+  --mutation NAME    a copy of Holdfast without one of its safeguards, under the faults that must show it; or 'all'
   --report FILE      JSON result; the table goes to standard output
   --keep             keep logs and history of a run that passed, too
 nemeses: ${NEMESIS_NAMES.join(', ')}`;
@@ -53,6 +55,7 @@ function readOptions() {
       nemeses: { type: 'string', default: '*' },
       rate: { type: 'string', default: '400' },
       root: { type: 'string', default: fileURLToPath(new URL('../../', import.meta.url)) },
+      mutation: { type: 'string' },
       report: { type: 'string' },
       keep: { type: 'boolean', default: false },
       help: { type: 'boolean', short: 'h', default: false },
@@ -70,20 +73,43 @@ try {
 }
 if (values.kv !== 'redis' && values.kv !== 'valkey') fail('--kv is redis or valkey');
 
-process.stdout.write(`seed ${values.seed}\n`);
-const durationMs = numberOf('minutes', values.minutes, 0, 24 * 60) * 60_000;
-const sidecars = numberOf('sidecars', values.sidecars, 0, 3);
-const result = await runChaos({
-  seed: values.seed,
-  kv: values.kv,
-  sidecars,
-  plan: planRun({ seed: values.seed, durationMs, nemeses: nemesesOf(values.nemeses), sidecars }),
-  drainStillMs: 20_000,
-  ratePerSecond: numberOf('rate', values.rate, 1, 100_000),
-  root: values.root,
-  keep: values.keep,
-  say: (line) => process.stdout.write(`${line}\n`),
-});
-process.stdout.write(`\n${renderReport(result)}\n`);
-if (values.report !== undefined) await writeFile(values.report, `${JSON.stringify(result, null, 2)}\n`);
-process.exit(result.violations.length === 0 ? 0 : 1);
+function say(line: string): void {
+  process.stdout.write(`${line}\n`);
+}
+
+const { seed, kv, keep } = values;
+const ratePerSecond = numberOf('rate', values.rate, 1, 100_000);
+const common = { seed, kv, keep, ratePerSecond, drainStillMs: 20_000, say } as const;
+
+/** Gives whether the checker found what the mutation must bring about. */
+async function prove(mutation: Mutation): Promise<boolean> {
+  const root = await mutatedTree(values.root, mutation);
+  try {
+    const { plan, sidecars } = mutation;
+    const result = await runChaos({ ...common, root, plan, sidecars, keep: false });
+    const caught = result.violations.some((violation) => mutation.caughtBy.test(violation));
+    say(`${caught ? 'caught' : 'MISSED'}: ${mutation.name}, without ${mutation.without}`);
+    for (const violation of result.violations) say(`  ${violation}`);
+    if (result.directory !== undefined) await rm(result.directory, { recursive: true, force: true });
+    return caught;
+  } finally {
+    await rm(root, { recursive: true, force: true });
+  }
+}
+
+say(`seed ${seed}`);
+let passed = true;
+if (values.mutation !== undefined) {
+  for (const mutation of values.mutation === 'all' ? MUTATIONS : [mutationNamed(values.mutation)]) {
+    if (!(await prove(mutation))) passed = false;
+  }
+} else {
+  const durationMs = numberOf('minutes', values.minutes, 0, 24 * 60) * 60_000;
+  const sidecars = numberOf('sidecars', values.sidecars, 0, 3);
+  const plan = planRun({ seed, durationMs, nemeses: nemesesOf(values.nemeses), sidecars });
+  const result = await runChaos({ ...common, sidecars, plan, root: values.root });
+  say(`\n${renderReport(result)}`);
+  if (values.report !== undefined) await writeFile(values.report, `${JSON.stringify(result, null, 2)}\n`);
+  passed = result.violations.length === 0;
+}
+process.exit(passed ? 0 : 1);
