@@ -7,6 +7,7 @@ import * as encode from '../resp/encode.ts';
 import {
   forward,
   forwardEnd,
+  forwardMulti,
   intercept,
   isRefusedEnd,
   newExchange,
@@ -69,13 +70,7 @@ export function dispatch(session: Session, request: Request): void {
       });
       return;
     case 'multi':
-      onLane(session, Pin.transaction, () => {
-        if (request.args.length === 1) {
-          session.transaction = { slots: 0, members: [], broken: session.watchLost ? 'watch' : undefined };
-          session.watchLost = false;
-        } else session.pins &= ~Pin.transaction;
-        forward(session, request);
-      });
+      beginTransaction(session, request);
       return;
     case 'watch':
       send(session, request, Pin.watch);
@@ -111,15 +106,46 @@ export function dispatch(session: Session, request: Request): void {
 
 // ------------------------------------------------------------------ transactions
 
+/**
+ * Without a connection MULTI is answered all the same, for a transaction that can only fail: a client that sent all of it
+ * at once must not see what it queues executed one by one, when the KV store comes back behind a refused MULTI.
+ */
+function beginTransaction(session: Session, request: Request): void {
+  if (request.args.length > 1) {
+    send(session, request, 0);
+    return;
+  }
+  const begin = (broken: Transaction['broken']): void => {
+    session.transaction = { slots: 0, members: [], broken };
+    session.watchLost = false;
+  };
+  session.onLane(
+    Pin.transaction,
+    () => {
+      begin(session.watchLost ? 'watch' : undefined);
+      forwardMulti(session, request);
+    },
+    () => {
+      begin('lost');
+      session.answer(encode.OK);
+    },
+  );
+}
+
 function dispatchInTransaction(session: Session, request: Request, transaction: Transaction): void {
   const { carriage } = request.plan;
-  if (transaction.broken === 'lost') {
+  if (isLost(transaction)) {
     answerInLostTransaction(session, request, transaction);
     return;
   }
   session.onLane(
     Pin.transaction,
     () => {
+      if (isLost(transaction)) {
+        // While it waited for the lane, which is another one now.
+        answerInLostTransaction(session, request, transaction);
+        return;
+      }
       if (request.args.length > 1 && (carriage === 'exec' || carriage === 'discard')) {
         // The server refuses it and stays in the transaction.
         forward(session, request);
@@ -155,6 +181,10 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
       answerInLostTransaction(session, request, transaction);
     },
   );
+}
+
+function isLost(transaction: Transaction): boolean {
+  return transaction.broken === 'lost';
 }
 
 function endTransaction(session: Session): void {
@@ -202,6 +232,11 @@ function enqueue(session: Session, request: Request, transaction: Transaction): 
   if (own !== undefined) exchange.finally(own);
   intercept(session, exchange, request, () => {
     const { answer } = exchange;
+    if (isLost(transaction)) {
+      exchange.discard();
+      session.answer(TRANSACTION_LOST);
+      return;
+    }
     if (answer?.[0] === MINUS) {
       transaction.broken ??= 'refused';
       exchange.discard();
@@ -242,7 +277,7 @@ function execute(session: Session, request: Request, transaction: Transaction): 
   intercept(session, exchange, request, () => {
     session.pins &= ~Pin.transaction;
     if (exchange.answer !== undefined) {
-      session.sendIgnored(['DISCARD']);
+      if (session.lane?.state === 'ready') session.sendIgnored(['DISCARD']);
       for (const member of transaction.members) member.discard();
       session.inTurn(() => exchange.settleAnswer());
       return;

@@ -20,6 +20,30 @@ export function forward(session: Session, request: Request): void {
   session.lane!.sendPlain(receiver, request.bytes, 0, request.bytes.length, 1);
 }
 
+/** Sends MULTI. Where the connection breaks before the reply, the session is in a transaction that can only fail. */
+export function forwardMulti(session: Session, request: Request): void {
+  session.inFlight += 1;
+  const receiver = session.replyMode === 'on' ? session : session.sink;
+  session.lane!.sendPlain(
+    {
+      deliver: (buffer, start, end, readBuffer) => receiver.deliver(buffer, start, end, readBuffer),
+      repliesDone: (count) => receiver.repliesDone(count),
+      repliesLost(count, partial, cause) {
+        if (partial || session.leaving || session.transaction === undefined) {
+          receiver.repliesLost(count, partial, cause);
+          return;
+        }
+        if (receiver === session) session.output.write(encode.OK);
+        session.repliesDone(count);
+      },
+    },
+    request.bytes,
+    0,
+    request.bytes.length,
+    1,
+  );
+}
+
 /**
  * Sends the end of a transaction or a watch. A lane on which the server did not take it (wrong arguments, an ACL) is in
  * that state still, and is not used by another session.

@@ -52,6 +52,8 @@ export type Upstream = () => number;
 
 export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpProxy> {
   const links = new Set<Link>();
+  /** Every client that is still connected, also where its server has gone. */
+  const clients = new Set<Socket>();
   const held = new Set<Direction>();
   let refusing = false;
   let delayMs = 0;
@@ -125,6 +127,8 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
 
   const listener: Server = createServer({ noDelay: true }, (client) => {
     client.on('error', () => client.destroy());
+    clients.add(client);
+    client.once('close', () => clients.delete(client));
     if (refusing) {
       client.resetAndDestroy();
       return;
@@ -205,6 +209,7 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
       held.clear();
       const closed = new Promise<void>((resolve) => listener.close(() => resolve()));
       reset();
+      for (const client of clients) client.destroy();
       await closed;
     },
   };

@@ -1,4 +1,6 @@
 import { describe, expect, it } from 'vitest';
+import { HoldfastError } from '../../src/errors.ts';
+import type { Interceptor } from '../../src/intercept/interceptor.ts';
 import { request } from '../../src/resp/encode.ts';
 import { replyValue } from '../../src/resp/reply.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
@@ -61,6 +63,70 @@ describe.each(kvKinds)('the KV store (%s) goes away', (kind) => {
       expect((await someone.send('SET', 'b', '1')).bytes.toString()).toMatch(/^EXECABORT/);
       expect((await someone.send('EXEC')).bytes.toString()).toMatch(/^EXECABORT/);
       expect(replyValue(await someone.send('EXISTS', 'a', 'b'))).toBe(0);
+    });
+
+    it('executes nothing of a transaction whose MULTI found no connection', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling, limits: { holdMs: 200 } });
+      const someone = await client();
+      await someone.send('PING');
+      await kv.kill9();
+      expect(replyValue(await someone.send('MULTI'))).toBe('OK');
+      await kv.restart();
+      const other = await client();
+      await until(async () => (await other.send('PING')).type === '+');
+      expect((await someone.send('SET', 'a', '1')).bytes.toString()).toMatch(/^EXECABORT/);
+      expect((await someone.send('EXEC')).bytes.toString()).toMatch(/^EXECABORT/);
+      expect(replyValue(await someone.send('EXISTS', 'a'))).toBe(0);
+      await someone.send('MULTI');
+      await someone.send('SET', 'a', '1');
+      expect(replyValue(await someone.send('EXEC'))).toEqual(['OK']);
+    });
+
+    it('executes nothing of a transaction whose connection broke under MULTI', async () => {
+      const kv = await startKv(kind);
+      const { client } = await front(kv.port, { pooling });
+      const someone = await client();
+      // So that a connection for transactions is there.
+      for (const args of [['MULTI'], ['DISCARD']]) expect(replyValue(await someone.send(...args))).toBe('OK');
+      process.kill(kv.pid!, 'SIGSTOP');
+      const started = someone.send('MULTI');
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      await kv.kill9();
+      await kv.restart();
+      expect(replyValue(await started)).toBe('OK');
+      expect((await someone.send('SET', 'a', '1')).bytes.toString()).toMatch(/^EXECABORT/);
+      expect((await someone.send('EXEC')).bytes.toString()).toMatch(/^EXECABORT/);
+      expect(replyValue(await someone.send('EXISTS', 'a'))).toBe(0);
+    });
+
+    it.each(['set', 'exec'])('executes nothing of a transaction that broke while %s was held', async (held) => {
+      const kv = await startKv(kind);
+      let release = (): void => undefined;
+      let refusal: Error | undefined;
+      const holding: Interceptor = {
+        name: 'holding',
+        handles: (command) => command?.name === held,
+        request: () =>
+          new Promise((resolve, reject) => {
+            release = () => (refusal === undefined ? resolve() : reject(refusal));
+          }),
+      };
+      const { client } = await front(kv.port, { pooling, interceptors: [holding] });
+      const someone = await client();
+      for (const fails of [false, true]) {
+        refusal = fails ? new HoldfastError('LEDGERDOWN', 'not now') : undefined;
+        for (const args of [['MULTI'], ['SET', 'a', '1'], ['EXEC']]) someone.socket.write(request(args));
+        expect(replyValue(await someone.next())).toBe('OK');
+        if (held === 'exec') expect(replyValue(await someone.next())).toBe('QUEUED');
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        await kv.kill9();
+        await kv.restart();
+        release();
+        if (held === 'set') expect((await someone.next()).bytes.toString()).toMatch(/^EXECABORT/);
+        expect((await someone.next()).bytes.toString()).toMatch(/^(EXECABORT|KVDOWN|LEDGERDOWN)/);
+        expect(replyValue(await someone.send('EXISTS', 'a'))).toBe(0);
+      }
     });
 
     it('fails EXEC when the connection that watched was lost', async () => {
