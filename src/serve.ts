@@ -54,8 +54,9 @@ export interface Holdfast {
 }
 
 const DRAIN_MS = 5000;
-/** One part that does not end must not keep the others. */
-const STEP_MS = 25_000;
+/** One part that does not end must not keep the others, and all of them together not who waits for the process. */
+const STOP_MS = 20_000;
+const STEP_MS_MIN = 1_000;
 /** The path of a Unix socket may not be longer, on any platform. */
 const SOCKET_PATH_BYTES_MAX = 100;
 
@@ -69,10 +70,12 @@ function stopSteps(log: Logger): Steps {
   let stopping: Promise<void> | undefined;
 
   async function runAll(): Promise<void> {
+    const deadline = Date.now() + STOP_MS;
     for (const { name, step } of steps.reverse()) {
       let timer: NodeJS.Timeout | undefined;
       const limit = new Promise<never>((_, reject) => {
-        timer = setTimeout(() => reject(new Error(`took more than ${STEP_MS} ms`)), STEP_MS);
+        const stepMs = Math.max(STEP_MS_MIN, deadline - Date.now());
+        timer = setTimeout(() => reject(new Error(`took more than ${stepMs} ms`)), stepMs);
       });
       try {
         await Promise.race([step(), limit]);
