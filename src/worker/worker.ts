@@ -7,7 +7,7 @@ import type { Logger } from 'pino';
 import type { Registry } from 'prom-client';
 import { HoldfastError, messageOf } from '../errors.ts';
 import type { App } from './app.ts';
-import { connectFirst, createConnection } from './connection.ts';
+import { answerFirst, connectFirst, createConnection } from './connection.ts';
 import { createDispatcher, type Dispatcher } from './dispatcher.ts';
 import { createGroup } from './group.ts';
 import { type HealthReport, judgeHealth } from './health.ts';
@@ -122,7 +122,7 @@ export async function startWorker(app: App, options: WorkerOptions): Promise<Wor
       undo.push(() => reader.disconnect());
       await connectFirst(reader, options.kv);
       const group = createGroup({ stream, name: app.group, consumer, startId: app.startId, commands, reader });
-      await group.ensure();
+      await answerFirst(() => group.ensure());
       const consumerOptions = { app, group, commands, reader, store, metrics, log, dispatcher: () => dispatcher };
       consumers.set(stream, createStreamConsumer(consumerOptions));
     }
