@@ -24,7 +24,13 @@ async function createLinks(packageDirectory: string): Promise<void> {
     try {
       await symlink(relative(dirname(target), source), join(packageDirectory, target));
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === 'EEXIST') continue;
+      throw new HoldfastError(
+        'STARTUP',
+        `${packageDirectory} cannot be written (${code}): run scripts/hydrate-symlinks.js there once, as its owner`,
+        { cause: error },
+      );
     }
   }
 }
