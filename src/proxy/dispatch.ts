@@ -381,14 +381,18 @@ function sendRaw(session: Session, request: Request): void {
 /** From here on bytes pass both ways without framing; what is in flight is answered first. */
 function enterRawMode(session: Session, request: Request): void {
   session.hold(Hold.request);
-  session.whenQuiet(() => {
-    onLane(session, Pin.raw, () => {
-      session.laneDirty = true;
-      session.lane!.raw = true;
-      session.lane!.append(request.bytes, 0, request.bytes.length);
-    });
+  // Again on the lane: what a new one is set up with is answered before (SYNC is refused while anything is pending).
+  const begin = (): void => {
+    session.laneDirty = true;
+    session.lane!.raw = true;
+    session.lane!.append(request.bytes, 0, request.bytes.length);
     session.lift(Hold.request);
-  });
+  };
+  const refused = (reply: Buffer): void => {
+    session.answer(reply);
+    session.lift(Hold.request);
+  };
+  session.whenQuiet(() => session.onLane(Pin.raw, () => session.whenQuiet(begin), refused));
 }
 
 /** CLIENT PAUSE makes this command wait, as if it blocked. */

@@ -216,7 +216,7 @@ export class Lane {
     }
     let at = 0;
     while (at < length) {
-      if (this.raw && this.mode === BETWEEN) {
+      if (this.raw && this.size === 0 && this.mode === BETWEEN) {
         this.owner?.rawBytes(at === 0 ? buffer : buffer.subarray(at, length), length - at);
         return;
       }
@@ -251,7 +251,6 @@ export class Lane {
       const count = this.counts[slot]!;
       this.pop();
       if (kind === PLAIN) receiver?.repliesLost(count, first && partial, cause);
-      else if (kind === LOCAL) task?.reply(NOTHING);
       else task?.lost(cause, this.clientId);
       first = false;
     }

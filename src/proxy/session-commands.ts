@@ -28,12 +28,12 @@ const HANDLERS: Readonly<Record<string, Handler>> = {
   hello,
   auth,
   select,
-  'client|id': (session, request) => withConsent(session, request.args, encode.integer(session.id)),
-  'client|getname': (session, request) => withConsent(session, request.args, nameReply(session)),
+  'client|id': (session, request) => withConsent(session, request.args, () => encode.integer(session.id)),
+  'client|getname': (session, request) => withConsent(session, request.args, () => nameReply(session)),
   'client|setname': setName,
   'client|setinfo': setInfo,
   'client|info': (session, request) =>
-    withConsent(session, request.args, encode.text(session.protocol, clientLine(session, request))),
+    withConsent(session, request.args, () => encode.text(session.protocol, clientLine(session, request))),
   'client|list': (session, request) => judgedFirst(session, request, request.args, answerClientList),
   'client|kill': (session, request) => {
     // No client of the server's has that ID: it judges the filters and kills nobody.
@@ -68,15 +68,15 @@ export function answerSessionCommand(session: Session, request: Request): void {
  * Has the server judge a request (arguments, permissions; it counts it too), and answers it in the server's place when
  * nothing was wrong with it. Holdfast's own users are not the server's to judge.
  */
-function withConsent(session: Session, args: readonly (Buffer | string)[], reply: Buffer): void {
+function withConsent(session: Session, args: readonly (Buffer | string)[], reply: () => Buffer): void {
   if (session.identity !== undefined) {
-    session.answer(reply);
+    session.answer(reply());
     return;
   }
   const silent = session.replyMode !== 'on';
   onLane(session, 0, () => {
     session.sendIgnored(args, (judged) => {
-      if (!silent) session.output.write(judged === undefined ? LOST : judged[0] === MINUS ? judged : reply);
+      if (!silent) session.output.write(judged === undefined ? LOST : judged[0] === MINUS ? judged : reply());
     });
   });
 }
@@ -101,12 +101,15 @@ function pause(session: Session, request: Request): void {
   const silent = session.replyMode !== 'on';
   onLane(session, 0, () => {
     session.sendIgnored(request.args, (reply) => {
-      if (reply !== undefined && reply[0] !== MINUS) {
-        session.context.upstream.pause(Number(request.args[2]), !request.is(3, 'write'));
-      }
+      if (reply !== undefined) notePause(session, request, reply);
       if (!silent) session.output.write(reply ?? LOST);
     });
   });
+}
+
+function notePause(session: Session, request: Request, reply: Buffer): void {
+  if (reply[0] === MINUS) return;
+  session.context.upstream.pause(Number(request.args[2]), request.args.length < 4 || !request.is(3, 'write'));
 }
 
 /** In a transaction the server queues these; what the session must do with their part of EXEC's reply. */
@@ -131,6 +134,11 @@ export function queuedSessionCommand(session: Session, request: Request): ((repl
       return (reply) => (reply[0] === MINUS ? reply : nameReply(session));
     case 'client|info':
       return (reply) => (reply[0] === MINUS ? reply : encode.text(session.protocol, clientLine(session, request)));
+    case 'client|pause':
+      return (reply) => {
+        notePause(session, request, reply);
+        return reply;
+      };
     case 'hello':
       return (reply) => {
         if (reply[0] === MINUS) return reply;
@@ -348,13 +356,12 @@ function select(session: Session, request: Request): void {
     return;
   }
   exclusively(session, async () => {
-    const stays = session.dedicated;
     const reply = await ask(session, Pin.blocking, request.args, true);
     if (reply[0] === MINUS) {
       session.answer(reply);
       return;
     }
-    if (stays && session.dedicated) session.database = database;
+    if (session.dedicated) session.database = database;
     else {
       // The lane is in the other database now and is not used again for this one.
       changeLanes(session, () => {
@@ -405,8 +412,12 @@ function setName(session: Session, request: Request): void {
     session.answer(encode.error(BAD_NAME));
     return;
   }
-  rename(session, name);
-  session.answer(encode.OK);
+  const silent = session.replyMode !== 'on';
+  // In its turn: a CLIENT GETNAME before it is still to be answered with the name before.
+  session.inTurn(() => {
+    rename(session, name);
+    if (!silent) session.output.write(encode.OK);
+  });
 }
 
 /** With a connection for each client the server may know the name as well (SLOWLOG shows it). */

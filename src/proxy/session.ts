@@ -28,12 +28,14 @@ import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
 import type { ExchangeHost } from './pending-exchange.ts';
 import { Request } from './request.ts';
+import { resetSession } from './session-commands.ts';
 import { SessionOutput } from './session-output.ts';
 import { Hold, LOST_TEXT, Pin, type SessionContext, type Transaction } from './session-state.ts';
 import { Subscriptions } from './subscriptions.ts';
 import type { Credentials } from './upstream.ts';
 
 const EMPTY = Buffer.alloc(0);
+const RESETS: readonly string[] = ['*1\r\n$5\r\nreset\r\n', 'reset\r\n', 'reset\n'];
 const LINGER_MS = 1000;
 const HELD_BYTES_MAX = 1024 * 1024;
 const INVALIDATE_ALL = Buffer.from('>2\r\n$10\r\ninvalidate\r\n_\r\n');
@@ -280,7 +282,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
     while (at < end) {
       if (this.pins & Pin.raw) {
-        this.lane?.append(buffer, at, end);
+        if (this.lastCommand === 'monitor' && isReset(buffer, at, end)) resetSession(this);
+        else this.lane?.append(buffer, at, end);
         return end;
       }
       if (this.pins & Pin.streaming) {
@@ -738,7 +741,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       action();
       this.replyDone();
     };
-    this.lane.whenReached({ reply: reached, lost: reached });
+    // Behind what a client that is gone was blocked on, nothing is answered any more.
+    this.lane.whenReached({ reply: reached, lost: () => (this.leaving ? this.replyDone() : reached()) });
   }
 
   /** Writes a reply of the session's own in its turn, unless the client wants none. */
@@ -918,4 +922,9 @@ function decimalDigits(value: number): number {
   let digits = 1;
   for (let rest = value; rest >= 10; rest = Math.floor(rest / 10)) digits += 1;
   return digits;
+}
+
+/** Whether the bytes are one RESET, the only request that a monitoring client sends. */
+function isReset(buffer: Buffer, start: number, end: number): boolean {
+  return end - start <= 15 && RESETS.includes(buffer.toString('latin1', start, end).toLowerCase());
 }
