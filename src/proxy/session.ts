@@ -619,7 +619,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         this.replyDone();
       },
       lost: () => {
-        then?.(undefined);
+        if (!this.leaving) then?.(undefined);
         this.replyDone();
       },
     };

@@ -339,8 +339,7 @@ export class Recovery {
   /** Whether the KV store has this very entry now. Rejects with KVDOWN. */
   async hasEntry(stream: Stream, id: Buffer, args: readonly Buffer[], firstField: number): Promise<boolean> {
     const connection = await this.#connect();
-    const text = formatEntryId(id);
-    const found = (await connection.command(stream.database, ['XRANGE', stream.name, text, text])) as KvReply[];
+    const found = await entryAt(connection, stream, formatEntryId(id));
     const member = found[0] as [Buffer, Buffer[]] | undefined;
     return member !== undefined && encodeFields(member[1]).equals(encodeFields(args, firstField));
   }
@@ -833,7 +832,7 @@ export class Recovery {
         continue;
       }
       const first = formatEntryId(intention.ids.subarray(0, ENTRY_ID_LENGTH));
-      const found = (await connection.command(stream.database, ['XRANGE', stream.name, first, first])) as KvReply[];
+      const found = await entryAt(connection, stream, first);
       await intentions.settleDelete({ intentionId: intention.intentionId, deleted: found.length === 0 });
     }
   }
@@ -878,4 +877,14 @@ export async function startRecovery(options: RecoveryOptions): Promise<Recovery>
   const recovery = new Recovery(options);
   await recovery.start();
   return recovery;
+}
+
+/** What XRANGE gives for one ID; nothing where something else than a stream has the name by now. */
+async function entryAt(connection: KvConnection, stream: Stream, id: string): Promise<KvReply[]> {
+  try {
+    return (await connection.command(stream.database, ['XRANGE', stream.name, id, id])) as KvReply[];
+  } catch (thrown) {
+    if (messageOf(thrown).startsWith('WRONGTYPE ')) return [];
+    throw thrown;
+  }
 }

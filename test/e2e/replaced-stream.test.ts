@@ -1,0 +1,29 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { replyValue } from '../../src/resp/reply.ts';
+import { startTwins, type Twins } from '../fuzz/twins.ts';
+import { connectRaw } from '../support/raw-client.ts';
+
+let twins: Twins;
+
+beforeAll(async () => {
+  twins = await startTwins({ server: 'redis-server', front: 'holdfast', pooling: 'transaction' });
+});
+
+afterAll(async () => {
+  await twins.stop();
+});
+
+test('a stream that its own transaction replaces with a list answers as the server does', async () => {
+  const [direct, through] = await Promise.all([connectRaw(twins.directPort), connectRaw(twins.throughPort)]);
+  const transaction = async (client: typeof direct) => {
+    await client.send('MULTI');
+    await client.send('XADD', 'replaced', '1-1', 'field', 'value');
+    await client.send('DEL', 'replaced');
+    await client.send('LPUSH', 'replaced', 'a', 'b');
+    const replies = replyValue(await client.send('EXEC'));
+    const after = [await client.send('TYPE', 'replaced'), await client.send('XADD', 'replaced', '*', 'f', 'v')];
+    return [replies, ...after.map(replyValue)];
+  };
+  expect(await transaction(through)).toEqual(await transaction(direct));
+  await Promise.all([direct.close(), through.close()]);
+});
