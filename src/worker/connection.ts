@@ -21,7 +21,8 @@ export function createConnection(url: string, name: string, log: Logger): Redis 
     connectionName: name.replace(/\s/g, '-'),
     enableOfflineQueue: false,
     autoResendUnfulfilledCommands: false,
-    maxRetriesPerRequest: null,
+    // Rejects what a connection leaves unanswered. Any other value would leave it pending for ever.
+    maxRetriesPerRequest: 0,
     connectTimeout: CONNECT_MS,
     socketTimeout: SILENCE_MS,
     retryStrategy: (times: number) => Math.min(25 * 2 ** Math.min(times, 8), RECONNECT_MS_MAX),
