@@ -7,6 +7,9 @@
  *     │                        └─ publish, end the outage, unlock
  *     └──────────────────────────────────────────────────────────┘
  *
+ * An entry that needs another ID, because the stream has gone past its own, has it committed before it is published, so
+ * that doing it twice changes nothing. Where clients that go past Holdfast write all the time, IDs are chosen so far ahead
+ * that theirs do not reach them before.
  * The lock in between is a barrier: whoever got an ID before it has committed, so nothing smaller appears later.
  * An entry in doubt is first looked for among the stream's entries that no row claims.
  */
@@ -15,7 +18,14 @@ import type { Logger } from 'pino';
 import { HoldfastError } from '../errors.ts';
 import { byteaArray } from '../ledger/binary-array.ts';
 import { decodeFields, encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId, nextEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import {
+  ENTRY_ID_ZERO,
+  entryIdFrom,
+  formatEntryId,
+  maxEntryId,
+  nextEntryId,
+  parseEntryId,
+} from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { byField, type KvArgument, type KvConnection, type KvReply } from './kv-connection.ts';
@@ -47,6 +57,11 @@ export interface PublishResult {
 }
 
 const BATCH_ROWS = 1000;
+/** How often clients that go past Holdfast may come between before all IDs are chosen ahead of theirs. */
+const ATTEMPTS_MAX = 4;
+/** How far ahead new IDs are chosen when others come between, doubled each time. */
+const HEADROOM_MS = 25;
+const HEADROOM_MS_MAX = 5000;
 /** Written by the leader; which counter it uses does not matter. */
 const SLOT = 64;
 
@@ -55,6 +70,8 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
   const client = await context.ledger.pool.connect();
   let broken: Error | undefined;
   try {
+    // Rounds in a row in which clients that go past Holdfast took the place of new IDs before these were committed.
+    let rounds = 0;
     for (let done = false; !done; ) {
       await client.query('BEGIN');
       try {
@@ -71,15 +88,17 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
         const last = rows.length < BATCH_ROWS;
         // A match must not be taken by a second sidecar at the same time: under the lock as well.
         if (last || rows.some((row) => row.in_doubt)) {
-          await publishRows(context, client, stream, rows, result);
-          if (last) {
+          const published = await publishRows(context, client, stream, rows, rounds, result);
+          rounds = published ? 0 : rounds + 1;
+          if (last && published) {
             await client.query('SELECT holdfast.end_outage($1, $2)', [context.leaderEpoch, stream.streamId]);
             done = true;
           }
           await client.query('COMMIT');
         } else {
           await client.query('COMMIT');
-          await publishRows(context, context.ledger.pool, stream, rows, result);
+          const published = await publishRows(context, context.ledger.pool, stream, rows, rounds, result);
+          rounds = published ? 0 : rounds + 1;
         }
       } catch (thrown) {
         await client.query('ROLLBACK');
@@ -95,74 +114,92 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
   }
 }
 
+/** Gives false where nothing was published, but rows have new IDs that must be committed first. */
 async function publishRows(
   context: PublishContext,
   database: pg.Pool | pg.PoolClient,
   stream: Stream,
   rows: readonly BacklogRow[],
+  rounds: number,
   result: PublishResult,
-): Promise<void> {
-  const { connection, leaderEpoch } = context;
+): Promise<boolean> {
+  const { leaderEpoch } = context;
   const left = await claimInDoubt(context, database, stream, rows, result);
-  if (left.length === 0) return;
-
-  const info = await connection.command(stream.database, ['XINFO', 'STREAM', stream.name]).catch((thrown: Error) => {
-    if (/no such key/i.test(thrown.message)) return null;
-    throw thrown;
-  });
-  let top = info === null ? Buffer.alloc(16) : parseEntryId(byField(info).get('last-generated-id') as Buffer)!;
-
-  // What cannot keep its ID, because the stream has gone past it, gets the next one, so that the order stays.
-  const present: Buffer[] = [];
-  const oldIds: Buffer[] = [];
-  const newIds: Buffer[] = [];
-  const placed: { id: Buffer; row: BacklogRow }[] = [];
-  for (const row of left) {
-    if (row.id.compare(top) > 0) {
-      placed.push({ id: row.id, row });
-      top = row.id;
-      continue;
+  if (left.length === 0) return true;
+  for (let attempt = 1; attempt <= ATTEMPTS_MAX; attempt += 1) {
+    await watchFenced(context, rounds === 0 ? stream : undefined);
+    const placing = await place(context, stream, left, rounds, attempt === ATTEMPTS_MAX);
+    if (placing.oldIds.length > 0) {
+      await context.connection.command(0, ['UNWATCH']);
+      await database.query('SELECT holdfast.alias_backlog($1, $2, $3::bytea[], $4::bytea[])', [
+        leaderEpoch,
+        stream.streamId,
+        byteaArray(placing.oldIds),
+        byteaArray(placing.newIds),
+      ]);
+      result.aliases += placing.oldIds.length;
+      return false;
     }
-    const found = await entryAt(connection, stream, row.id);
-    if (found?.equals(row.fields) === true) {
-      present.push(row.id);
-      continue;
-    }
-    top = nextEntryId(top);
-    oldIds.push(row.id);
-    newIds.push(top);
-    placed.push({ id: top, row });
-  }
-  if (oldIds.length > 0) {
-    await database.query('SELECT holdfast.alias_backlog($1, $2, $3::bytea[], $4::bytea[])', [
-      leaderEpoch,
-      stream.streamId,
-      byteaArray(oldIds),
-      byteaArray(newIds),
-    ]);
-    result.aliases += oldIds.length;
-  }
-  await addFenced(context, stream, placed);
-  const published = [...present, ...placed.map((entry) => entry.id)];
-  if (published.length > 0) {
+    if (!(await addWatched(context, stream, placing.missing))) continue;
     await database.query('SELECT holdfast.publish_backlog($1, $2::smallint, $3, $4::bytea[])', [
       leaderEpoch,
       SLOT,
       stream.streamId,
-      byteaArray(published),
+      byteaArray(left.map((row) => row.id)),
     ]);
+    result.published += left.length;
+    result.possibleDuplicates += left.filter((row) => row.in_doubt).length;
+    return true;
   }
-  result.published += published.length;
-  result.possibleDuplicates += left.filter((row) => row.in_doubt).length;
+  throw new HoldfastError('RECOVERING', 'the stream kept changing while its backlog was published');
 }
 
-/** XADDs the entries where this leader still leads. Throws otherwise, and where the KV store refuses one. */
-async function addFenced(
+interface Placing {
+  /** Not in the KV store yet; their IDs are above all that is there. */
+  readonly missing: readonly BacklogRow[];
+  /** What cannot keep its ID, because the stream has gone past it, and the one it gets, so that the order stays. */
+  readonly oldIds: readonly Buffer[];
+  readonly newIds: readonly Buffer[];
+}
+
+/** `anew`: even an ID that is above the stream's is given up for one that is far above it. */
+async function place(
   context: PublishContext,
   stream: Stream,
-  entries: readonly { readonly id: Buffer; readonly row: BacklogRow }[],
-): Promise<void> {
-  if (entries.length === 0) return;
+  rows: readonly BacklogRow[],
+  rounds: number,
+  anew: boolean,
+): Promise<Placing> {
+  const { connection } = context;
+  const info = await connection.command(stream.database, ['XINFO', 'STREAM', stream.name]).catch((thrown: Error) => {
+    if (/no such key/i.test(thrown.message)) return null;
+    throw thrown;
+  });
+  let top = info === null ? ENTRY_ID_ZERO : parseEntryId(byField(info).get('last-generated-id') as Buffer)!;
+  const ahead =
+    rounds === 0 && !anew
+      ? ENTRY_ID_ZERO
+      : entryIdFrom(Date.now() + Math.min(HEADROOM_MS * 2 ** rounds, HEADROOM_MS_MAX), 0);
+  const missing: BacklogRow[] = [];
+  const oldIds: Buffer[] = [];
+  const newIds: Buffer[] = [];
+  for (const row of rows) {
+    if (row.id.compare(top) > 0 && !anew) {
+      missing.push(row);
+      top = row.id;
+      continue;
+    }
+    const found = row.id.compare(top) > 0 ? undefined : await entryAt(connection, stream, row.id);
+    if (found?.equals(row.fields) === true) continue;
+    top = maxEntryId(nextEntryId(top), ahead);
+    oldIds.push(row.id);
+    newIds.push(top);
+  }
+  return { missing, oldIds, newIds };
+}
+
+/** Watches the fence, and the stream where one is given. Throws where another one leads. */
+async function watchFenced(context: PublishContext, stream: Stream | undefined): Promise<void> {
   const { connection } = context;
   const fence = formatWitness({ ledger: context.ledger.identity, epoch: context.leaderEpoch });
   const [, witness] = await connection.pipeline(0, [
@@ -173,19 +210,30 @@ async function addFenced(
     await connection.command(0, ['UNWATCH']);
     throw new HoldfastError('RECOVERING', 'the fence is gone: another leader publishes, or the KV store lost it');
   }
+  if (stream !== undefined) await connection.command(stream.database, ['WATCH', stream.name]);
+}
+
+/**
+ * XADDs the entries. Gives false where somebody else wrote to the stream meanwhile, so that an ID may be too small for it
+ * now. Throws where the KV store refuses an entry for another reason.
+ */
+async function addWatched(context: PublishContext, stream: Stream, rows: readonly BacklogRow[]): Promise<boolean> {
+  const { connection } = context;
   const replies = await connection.transaction(
     stream.database,
-    entries.map(({ id, row }): KvArgument[] => [
+    rows.map((row): KvArgument[] => [
       'XADD',
       stream.name,
       ...(row.maxlen === null ? [] : ['MAXLEN', row.maxlen]),
-      formatEntryId(id),
+      formatEntryId(row.id),
       ...decodeFields(row.fields),
     ]),
   );
-  if (replies === null) throw new HoldfastError('RECOVERING', 'the fence changed while publishing');
-  const refused = replies.find((reply) => reply instanceof Error);
-  if (refused instanceof Error) throw new HoldfastError('RECOVERING', `publishing was refused: ${refused.message}`);
+  if (replies === null) return false;
+  const refused = replies.filter((reply) => reply instanceof Error);
+  const other = refused.find((reply) => !/equal or smaller/.test(reply.message));
+  if (other !== undefined) throw new HoldfastError('RECOVERING', `publishing was refused: ${other.message}`);
+  return refused.length === 0;
 }
 
 async function entryAt(connection: KvConnection, stream: Stream, id: Buffer): Promise<Buffer | undefined> {

@@ -1,0 +1,45 @@
+import { describe, expect, test } from 'vitest';
+import { startTcpProxy } from '../chaos/tcp-proxy.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { clientOf, eventually, startSidecar } from '../support/sidecar.ts';
+
+describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (kind) => {
+  test('is published in order while clients that go past Holdfast keep writing', async () => {
+    const kv = await startKv(kind);
+    const database = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
+    const client = sidecar.client();
+    const producers = Array.from({ length: 10 }, () => sidecar.client());
+    await Promise.all(producers.map((producer) => producer.ping()));
+    await client.xadd('s', '*', 'n', '0');
+
+    const direct = clientOf(kv.port);
+    let hammering = true;
+    let hammered = 0;
+    const hammer = (async () => {
+      while (hammering) {
+        const batch = direct.pipeline();
+        for (let i = 0; i < 5; i += 1) batch.xadd('s', '*', 'direct', String((hammered += 1)));
+        await batch.exec();
+      }
+    })();
+    try {
+      link.cut();
+      const during: Promise<string | null>[] = [];
+      for (let n = 1; n <= 50; n += 1) during.push(producers[n % 10]!.xadd('s', '*', 'n', String(n)));
+      expect((await Promise.all(during)).every((id) => id !== null)).toBe(true);
+      link.heal();
+      await eventually('all is published', () => sidecar.recovery.status().troubled.length === 0);
+    } finally {
+      hammering = false;
+      await hammer;
+    }
+    const entries = await direct.xrange('s', '-', '+');
+    const ours = entries.filter(([, fields]) => fields[0] === 'n').map(([, fields]) => Number(fields[1]));
+    expect(ours.toSorted((a, b) => a - b)).toEqual(Array.from({ length: 51 }, (_, n) => n));
+    expect(entries.filter(([, fields]) => fields[0] === 'direct').length).toBe(hammered);
+    await sidecar.stop();
+    await link.close();
+  });
+});
