@@ -8,7 +8,7 @@ export default defineConfig({
     // Processes, not threads: child servers are tied to the life of the process that started them.
     pool: 'forks',
     maxWorkers: 2,
-    testTimeout: 30_000,
+    testTimeout: 60_000,
     hookTimeout: 60_000,
   },
 });
