@@ -607,6 +607,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
             dueHint = true;
           }
         }
+        metrics.waiting.set(labels, queued);
         await watch.look();
       } catch (error) {
         if (isNoGroup(error)) await group.ensure().catch(() => undefined);

@@ -35,6 +35,8 @@ export interface WorkerChaosOptions {
   readonly limitMs: number;
   /** Where the Postgres is; one of the run's own without it. */
   readonly database?: string | undefined;
+  /** Whether a retry that begins more than 5 s late, or 5 s of silence, is a finding. */
+  readonly judgeStalls: boolean;
   say(line: string): void;
 }
 
@@ -208,7 +210,7 @@ async function run(
     const failed = replies.filter((reply) => reply.status === 'rejected').length;
     const pauseMs = (BATCH * 1000) / options.rate - (Date.now() - sentAt);
     await sleep(failed > 0 ? 100 : Math.max(0, pauseMs));
-    if (added.size % 10_000 < BATCH) say(`${added.size} added, ${workerKills} workers and ${kvKills} KV stores killed`);
+    if (next % 10_000 < BATCH) say(`${added.size} added, ${workerKills} workers and ${kvKills} KV stores killed`);
   }
   const allAddedAt = Date.now();
   say(`all ${added.size} added after ${allAddedAt - startedAt} ms`);
@@ -333,14 +335,16 @@ function judge(
     for (const [attempt, late] of retriesOf(options.seed, event, own)) {
       lateness.push(late.ms);
       const excused = outages.some((outage) => late.due <= outage.to + STALL_MS && late.at >= outage.from);
-      if (late.ms > STALL_MS && !excused) find(`${id}: attempt ${attempt} began ${late.ms} ms after it was due`);
+      if (options.judgeStalls && late.ms > STALL_MS && !excused)
+        find(`${id}: attempt ${attempt} began ${late.ms} ms after it was due`);
     }
   }
   for (const [id, reports] of deadLetters) if (reports.length > 1) find(`${id}: reported ${reports.length} times`);
   lateness.sort((a, b) => a - b);
   const at = (share: number): number => Math.round(lateness[Math.floor((lateness.length - 1) * share)] ?? 0);
   const longestSilenceMs = longestSilence([...notes.values()].flat(), [...addedAt.values()]);
-  if (longestSilenceMs > STALL_MS) find(`nothing happened for ${longestSilenceMs} ms while there was work`);
+  if (options.judgeStalls && longestSilenceMs > STALL_MS)
+    find(`nothing happened for ${longestSilenceMs} ms while there was work`);
   return {
     added: added.size,
     succeeded,

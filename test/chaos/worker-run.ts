@@ -25,6 +25,7 @@ const report = await runWorkerChaos({
   killKvMs: Number(values['kill-kv-ms']),
   rate: Number(values.rate),
   limitMs: Number(values.minutes) * 60_000,
+  judgeStalls: true,
   say: (line) => process.stderr.write(`${line}\n`),
 });
 process.stdout.write(`${JSON.stringify(report, undefined, 2)}\n`);

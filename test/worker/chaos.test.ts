@@ -1,0 +1,28 @@
+import { expect, test } from 'vitest';
+import { runWorkerChaos } from '../chaos/worker-chaos.ts';
+import { startTestPostgres } from '../support/servers.ts';
+
+// The short form of `tsx test/chaos/worker-run.ts`. Stalls are for the long one: they need a machine of one's own.
+test('under kills of workers and of the KV store every event succeeds or is reported once', async () => {
+  const seed = String(Date.now() % 1_000_000);
+  console.log(`seed ${seed}`);
+  const report = await runWorkerChaos({
+    seed,
+    events: 1500,
+    mode: 'direct',
+    kv: 'redis',
+    workers: 2,
+    killWorkerMs: 3000,
+    killKvMs: 5000,
+    rate: 300,
+    limitMs: 100_000,
+    database: (await startTestPostgres()).url,
+    judgeStalls: false,
+    say: () => {},
+  });
+  expect(report.findings, `seed ${seed}`).toEqual([]);
+  expect(report).toMatchObject({ added: 1500, pending: 0 });
+  expect(report.permanentlyFailed).toBeGreaterThan(0);
+  expect(report.workerKills).toBeGreaterThan(0);
+  expect(report.kvKills).toBeGreaterThan(0);
+}, 120_000);
