@@ -1,0 +1,146 @@
+/**
+ * Who a client is, where the configuration says so: by the listener it came through, or by AUTH with a configured user.
+ * Everybody else is the KV store's to judge.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import { HoldfastError } from '../errors.ts';
+import { listeningPatterns } from './channels.ts';
+import type { Fence, FenceCredentials } from './fence.ts';
+import { createScope, escapeGlob } from './scope.ts';
+import { parseScopeTemplate } from './scope-template.ts';
+import { type ScopedIdentity, ScopedSession } from './scoped-session.ts';
+
+export interface IdentityUser {
+  /** SHA-256 of the password, 64 lower-case hex digits. */
+  readonly passwordHash: string;
+  /** A prefix or a template; `undefined` for a user without a scope. */
+  readonly scope: string | undefined;
+  readonly may: readonly ('set-scope' | 'admin')[];
+  readonly shared: readonly string[];
+}
+
+export interface IdentitySettings {
+  readonly users: ReadonlyMap<string, IdentityUser>;
+  /** By index of the proxy's listeners: the scope of everything that comes through it. */
+  readonly listenerScopes: readonly (string | undefined)[];
+  /** What lanes log in with where there is no fence, and those of users without a scope. */
+  readonly upstream: { readonly username: string | undefined; readonly password: Buffer } | undefined;
+  readonly fence: Fence | undefined;
+}
+
+/** An identity for the proxy (`SessionIdentity`), one for each session. */
+export interface IssuedIdentity {
+  readonly user: string;
+  readonly scope: ScopedSession | undefined;
+  readonly credentials: FenceCredentials | { readonly username: string | undefined; readonly password: Buffer } | undefined;
+  readonly keyPrefix: Buffer | undefined;
+  rewritePush?(frame: Buffer): Buffer | undefined;
+}
+
+export interface Identities {
+  ofListener(index: number): IssuedIdentity | undefined;
+  authenticate(user: string | undefined, password: Buffer): Promise<IssuedIdentity | 'unknown' | 'refused'>;
+}
+
+/** Throws `CONFIG` where scopes are malformed, or one identity could reach into another's. */
+export function createIdentities({ users, listenerScopes, upstream, fence }: IdentitySettings): Identities {
+  const scoped = new Map<string, ScopedIdentity>();
+  for (const [name, user] of users) {
+    if (user.scope !== undefined) scoped.set(name, identityOf(`users.${name}`, name, user.scope, user, upstream, fence));
+  }
+  const listeners = listenerScopes.map((scope) =>
+    scope === undefined
+      ? undefined
+      : identityOf(`listen scope "${scope}"`, 'default', scope, { may: [], shared: [] }, upstream, fence),
+  );
+  requireApart([...scoped.values(), ...listeners.filter((identity) => identity !== undefined)]);
+
+  return {
+    ofListener(index) {
+      const identity = listeners[index];
+      return identity === undefined ? undefined : issue(identity);
+    },
+    async authenticate(name, password) {
+      const user = name === undefined ? undefined : users.get(name);
+      if (name === undefined || user === undefined) return 'unknown';
+      const hash = createHash('sha256').update(password).digest();
+      if (!timingSafeEqual(hash, Buffer.from(user.passwordHash, 'hex'))) return 'refused';
+      const identity = scoped.get(name);
+      if (identity !== undefined) return issue(identity);
+      return { user: name, scope: undefined, credentials: upstream, keyPrefix: undefined };
+    },
+  };
+}
+
+function identityOf(
+  setting: string,
+  user: string,
+  scope: string,
+  { may, shared }: Pick<IdentityUser, 'may' | 'shared'>,
+  upstream: IdentitySettings['upstream'],
+  fence: Fence | undefined,
+): ScopedIdentity {
+  try {
+    const template = scope.includes('{') ? parseScopeTemplate(scope) : undefined;
+    // Judges the prefix and the shared keys; of a template, the part before its first placeholder and any value.
+    if (template === undefined) createScope(scope, shared);
+    else createScope(template.prefixOf(template.parts.map(() => '0')), shared);
+    const pattern = template?.pattern ?? escapeGlob(Buffer.from(scope));
+    return {
+      user,
+      owner: setting,
+      shared,
+      scope: template ?? scope,
+      maySetScope: may.includes('set-scope'),
+      listening: listeningPatterns(pattern),
+      fenced: fence !== undefined,
+      credentials: fence?.credentials(setting, pattern, shared) ?? upstream,
+    };
+  } catch (thrown) {
+    if (thrown instanceof HoldfastError) throw new HoldfastError('CONFIG', `${setting}: ${thrown.message}`);
+    throw thrown;
+  }
+}
+
+/** Whether keys of a scope of `inner` can lie in a scope of `outer` that is not the same scope. */
+function reachesInto(outer: ScopedIdentity['scope'], inner: ScopedIdentity['scope']): boolean {
+  if (typeof outer === 'string') {
+    const start = typeof inner === 'string' ? inner : inner.prefixOf([]);
+    return start.startsWith(outer) && inner !== outer;
+  }
+  // A fixed scope may be one of a template's; what begins with one and goes on lies inside it.
+  if (typeof inner === 'string') return outer.beginsWithScope(inner);
+  return inner.text !== outer.text && inner.prefixOf([]).startsWith(outer.prefixOf([]));
+}
+
+/** Two identities with one and the same scope share it on purpose; one inside the other is a mistake. */
+function requireApart(identities: readonly ScopedIdentity[]): void {
+  for (const outer of identities) {
+    for (const inner of identities) {
+      if (reachesInto(outer.scope, inner.scope)) {
+        throw new HoldfastError('CONFIG', `${inner.owner}: its scope lies inside that of ${outer.owner}`);
+      }
+      const start = typeof inner.scope === 'string' ? inner.scope : inner.scope.prefixOf([]);
+      for (const key of outer.shared) {
+        if (key.startsWith(start)) {
+          throw new HoldfastError('CONFIG', `${outer.owner}: the shared key "${key}" lies in the scope of ${inner.owner}`);
+        }
+      }
+    }
+  }
+}
+
+function issue(identity: ScopedIdentity): IssuedIdentity {
+  const session = new ScopedSession(identity);
+  return {
+    user: identity.user,
+    scope: session,
+    credentials: identity.credentials,
+    /** With shared keys, or before a scope is chosen, each key needs a closer look. */
+    get keyPrefix() {
+      const { scope } = session;
+      return scope.chosen && scope.shared.size === 0 ? scope.prefix : undefined;
+    },
+    rewritePush: (frame) => session.subscriptions.push(frame),
+  };
+}

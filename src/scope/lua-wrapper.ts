@@ -1,0 +1,366 @@
+/**
+ * The Lua around a client's script, so that inside a scope the script sees and names logical keys only:
+ *
+ *   [shebang line]
+ *   <header> <the client's script, byte for byte>
+ *
+ * The header stands on the first line of the script, so that line numbers stay. It takes the prefix from the last ARGV
+ * (and shared keys from those before it), makes KEYS logical, and puts its own `redis` in front of the real one: a local
+ * variable, which a script cannot see behind. All scopes use one and the same wrapped script.
+ *
+ * Why there is no way around it:
+ *  - The script compiles alone before it is wrapped (script-registry.ts), so it cannot close the header's block.
+ *  - The header's own names do not occur in the script's text, so it cannot speak of them.
+ *  - All ways from Lua to the real globals (`_G`, `getfenv`, `load`, `loadstring`, the string metatable, …) are hidden by
+ *    locals of the same name. A global that Holdfast does not know is hidden too (`unknownGlobals`).
+ *  - `redis` has only the fields listed here; `call` and `pcall` refuse what lua-rules.ts does not list.
+ *
+ * Cost matters: the header runs with every call of the script. What runs each time is the first few statements; the rest
+ * is closures that most scripts never enter. Commands that the script names in quotes and that have their one key first
+ * are prefixed at once.
+ */
+import { LUA_OTHERS, LUA_SIMPLE, SIMPLE_COMMANDS } from './lua-rules.ts';
+
+/** How the prefix travels: with shared keys before it, or alone. */
+export interface WrapperShape {
+  readonly shared: boolean;
+  /** The script in a function of its own: for those that leave no room for the header's local variables. */
+  readonly nested: boolean;
+  /** Globals of the server's Lua that Holdfast has no opinion on. */
+  readonly unknownGlobals: readonly string[];
+}
+
+/** What a Lua of the reference servers offers, hidden or not. */
+export const KNOWN_GLOBALS: ReadonlySet<string> = new Set(
+  (
+    'ARGV KEYS _G _VERSION __redis__err__handler assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ' +
+    'getfenv getmetatable ipairs load loadstring math newproxy next os pairs pcall print rawequal rawget rawset redis ' +
+    'select server setfenv setmetatable string struct table tonumber tostring type unpack xpcall'
+  ).split(' '),
+);
+
+const HIDDEN_GLOBALS =
+  'getfenv,setfenv,load,loadstring,dofile,loadfile,require,module,package,debug,io,newproxy,__redis__err__handler';
+
+/** Fields of `redis` that name no key. */
+const API_FIELDS =
+  'error_reply status_reply sha1hex log setresp set_repl replicate_commands breakpoint debug LOG_DEBUG LOG_VERBOSE LOG_NOTICE LOG_WARNING REPL_ALL REPL_AOF REPL_REPLICA REPL_SLAVE REPL_NONE REDIS_VERSION REDIS_VERSION_NUM SERVER_NAME VALKEY_VERSION VALKEY_VERSION_NUM'.split(
+    ' ',
+  );
+
+const SAFE_GLOBALS =
+  'assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ipairs math next pairs pcall rawequal rawget rawset select setmetatable string struct table tonumber tostring type unpack xpcall _VERSION KEYS ARGV redis getmetatable'.split(
+    ' ',
+  );
+
+/** More names than this are looked up in a table instead of being compared one by one. */
+const COMPARED_NAMES_MAX = 4;
+export const REFUSED_IN_SCRIPTS = 'is not available to scripts in a scope';
+
+/**
+ * Carries out what is not one simple command: finds the keys as find-names.ts does, calls, makes the reply logical.
+ * `$P` is the prefix, `$p` the real `redis.pcall`, `$t` is `type`, `$S` the set of shared keys.
+ */
+const GENERAL = `
+local function $g(c,k,...)
+ local a,n={c,k,...},2+select('#',...)
+ if n==2 and k==nil then n=1 end
+ if $t(c)~='string' then return $p(unpack(a,1,n)) end
+ local P,S,sub,find,match,lower=$P,$S,string.sub,string.find,string.match,string.lower
+ local function txt(v) if $t(v)=='number' then return string.format('%.17g',v) end return v end
+ local function key(i) local v=txt(a[i]) if $t(v)=='string' and not S[v] then v=P..v end a[i]=v end
+ local function rest(i) for j=i,n do key(j) end end
+ local function word(i) local v=a[i] if $t(v)=='string' then return lower(v) end return '' end
+ local function bare(v) if sub(v,1,#P)==P then return sub(v,#P+1) end return v end
+ local function own(l)
+  local o={}
+  for i=1,#l do if sub(l[i],1,#P)==P then o[#o+1]=sub(l[i],#P+1) end end
+  return o
+ end
+ local function glob(v) return string.gsub(P,'[%*%?%[%]\\\\]','\\\\%0')..v end
+ local function clean(e)
+  local i,j=find(e,"No such key '"..P,1,true)
+  if i==9 then return sub(e,1,j-#P)..sub(e,j+1) end
+  local at,last=1
+  repeat
+   i,j=find(e," for key name '"..P,at,true)
+   if i then last=j at=i+1 end
+  until not i
+  if last and sub(e,1,8)=='NOGROUP ' then return sub(e,1,last-#P)..sub(e,last+1) end
+  return e
+ end
+ local function go()
+  local r=$p(unpack(a,1,n))
+  if $t(r)=='table' and r.err then r.err=clean(r.err) return r,true end
+  return r
+ end
+ local name,rule=lower(c)
+ local plain='^[%l%d_%-]+$'
+ if find(name,plain) then
+  if find('${LUA_SIMPLE}',' '..name..' ',1,true) then rule='k1:1:1'
+  else
+   local rules='${LUA_OTHERS}'
+   local escaped=string.gsub(name,'%-','%%-')
+   local second=word(2)
+   if find(second,plain) then rule=match(rules,' '..escaped..'|'..string.gsub(second,'%-','%%-')..'=(%S+)') end
+   rule=rule or match(rules,' '..escaped..'=(%S+)')
+  end
+ end
+ if not rule then return {err="NOPERM '"..name.."' ${REFUSED_IN_SCRIPTS}"} end
+ if rule=='p' then return (go()) end
+ local places,mark=match(rule,'^k([%d#][^/]*)/?(%l*)$')
+ if places then
+  for one in string.gmatch(places,'[^,]+') do
+   local f,l,s=match(one,'^(%d+):(%-?%d+):(%d+)$')
+   if f then
+    local e=tonumber(l)
+    if e<0 then e=n+e+1 else e=math.min(e+1,n) end
+    for i=f+1,e,tonumber(s) do key(i) end
+   else
+    local q,first=match(one,'^#(%d+):(%d+)$')
+    first=first+1
+    local v=txt(a[q+1])
+    local m=$t(v)=='string' and find(v,'^%d+$') and tonumber(v)
+    if m and m<=n-first+1 then for i=first,first+m-1 do key(i) end else rest(first) end
+   end
+  end
+  local r,bad=go()
+  if not bad and mark=='first' and $t(r)=='table' and r[1] then r[1]=bare(r[1]) end
+  return r
+ end
+ if rule=='sort' then
+  if n>1 then key(2) end
+  local i=3
+  while i<=n do
+   local left,w=n-i,word(i)
+   if w=='limit' and left>=2 then i=i+2
+   elseif w=='store' and left>=1 then i=i+1 key(i)
+   elseif (w=='by' or w=='get') and left>=1 then
+    i=i+1
+    local v=a[i]
+    if $t(v)=='string' and find(v,'*',1,true) then
+     if find(P,'*',1,true) then return {err='NOPERM SORT cannot look up patterns in a scope whose name has a * in it'} end
+     a[i]=P..v
+    end
+   elseif w~='asc' and w~='desc' and w~='alpha' then rest(i) break end
+   i=i+1
+  end
+  return (go())
+ end
+ if rule=='georadius' or rule=='georadiusbymember' then
+  if n>1 then key(2) end
+  local i=rule=='georadius' and 7 or 6
+  while i<=n do
+   local w=word(i)
+   if w=='count' and i<n then i=i+1
+   elseif (w=='store' or w=='storedist') and i<n then i=i+1 key(i)
+   elseif w~='withdist' and w~='withhash' and w~='withcoord' and w~='any' and w~='asc' and w~='desc' then rest(i) break end
+   i=i+1
+  end
+  return (go())
+ end
+ if rule=='xread' then
+  local i=2
+  while i<=n do
+   local left,w=n-i,word(i)
+   if (w=='block' or w=='count') and left>=1 then i=i+1
+   elseif w=='group' and left>=2 then i=i+2
+   elseif w=='streams' and left>=1 then
+    if left%2==0 then for j=i+1,i+left/2 do key(j) end else rest(i+1) end
+    break
+   elseif w~='noack' then rest(i) break end
+   i=i+1
+  end
+  local r,bad=go()
+  if bad or $t(r)~='table' then return r end
+  if r.map then
+   local o={}
+   for s,v in pairs(r.map) do o[bare(s)]=v end
+   r.map=o
+  else for j=1,#r do r[j][1]=bare(r[j][1]) end end
+  return r
+ end
+ if rule=='publish' then
+  local v=txt(a[2])
+  if $t(v)=='string' then a[2]=P..v end
+  return (go())
+ end
+ if rule=='keys' then
+  local v=txt(a[2])
+  if $t(v)~='string' then return (go()) end
+  a[2]=glob(v)
+  local r,bad=go()
+  if bad then return r end
+  return own(r)
+ end
+ if rule=='scan' then
+  local given
+  for i=3,n-1,2 do
+   if word(i)=='match' then given=true a[i+1]=glob(txt(a[i+1])) end
+  end
+  if not given and n>1 then table.insert(a,3,glob('*')) table.insert(a,3,'MATCH') n=n+2 end
+  local r,bad=go()
+  if not bad then r[2]=own(r[2]) end
+  return r
+ end
+ local all=$p('KEYS',glob('*'))
+ if all.err then return all end
+ if rule=='dbsize' then return #all end
+ if rule=='randomkey' then
+  if #all==0 then return false end
+  return bare(all[$p('TIME')[2]%#all+1])
+ end
+ for i=1,#all,1000 do $p('UNLINK',unpack(all,i,math.min(i+999,#all))) end
+ return {ok='OK'}
+end`;
+
+/**
+ * Raises what a call gave as an error, with the line that the script called from. The server writes source and line of
+ * whoever raises into the error; here they are kept from being written. Line 0 stands for a call in tail position
+ * (`return redis.call(…)`), which leaves no line behind.
+ */
+const RAISE = `
+local function $x(r)
+ local _,w=pcall(error,'',4)
+ error(setmetatable({err=r.err},{
+  __index={source='@CHUNK',line=tonumber(string.match(w,':(%d+):')) or 0,ignore_error_stats_update=r.ignore_error_stats_update},
+  __newindex=function() end}))
+end`;
+
+function oneLine(lua: string): string {
+  return lua.replace(/\s*\n\s*/g, ' ').trim();
+}
+
+/** A start for the header's names that does not occur in the script. */
+function unusedName(source: string): string {
+  for (let number = 0; ; number += 1) {
+    const name = `hf${number}_`;
+    if (!source.includes(name)) return name;
+  }
+}
+
+/** Simple commands that the script names in quotes, in its own spelling. */
+function namedCommands(source: string): string[] {
+  const named = new Set<string>();
+  for (const [, name] of source.matchAll(/["']([A-Za-z]+)["']/g)) {
+    if (SIMPLE_COMMANDS.has(name!.toLowerCase())) named.add(name!);
+  }
+  return [...named];
+}
+
+function isNamed(names: readonly string[]): string {
+  if (names.length === 0) return 'false';
+  if (names.length > COMPARED_NAMES_MAX) return '$f[c]';
+  return `(${names.map((name) => `c=='${name}'`).join(' or ')})`;
+}
+
+function apiTable(source: string, functions: readonly string[]): string {
+  const fields = API_FIELDS.filter((field) => source.includes(field)).map((field) => `${field}=$r.${field}`);
+  return `{${[...functions, ...fields].join(',')}}`;
+}
+
+function hiding(source: string, { unknownGlobals }: WrapperShape): string {
+  const parts = [`local ${HIDDEN_GLOBALS}`];
+  if (source.includes('getmetatable') || source.includes('_G')) {
+    parts.unshift("local $m=getmetatable local getmetatable=function(t) if $t(t)=='table' then return $m(t) end end");
+  }
+  if (source.includes('_G')) parts.push(`local _G={${SAFE_GLOBALS.map((name) => `${name}=${name}`).join(',')}}`);
+  const unknown = unknownGlobals.filter((name) => source.includes(name));
+  if (unknown.length > 0) parts.push(`local ${unknown.join(',')}`);
+  return parts.join(' ');
+}
+
+/** Definitions of `$c` (call) and `$q` (pcall); they use `$P`, `$S` and the functions above. */
+function callFunctions(source: string, shared: boolean): string {
+  const names = namedCommands(source);
+  const table = names.length > COMPARED_NAMES_MAX ? `local $f={${names.map((name) => `['${name}']=1`).join(',')}}` : '';
+  const simple = `if ${isNamed(names)} and $t(k)=='string' then`;
+  const physical = shared ? '$S[k] and k or $P..k' : '$P..k';
+  return oneLine(`${table}
+    local function $c(c,k,...)
+     local r
+     ${simple} r=$p(c,${physical},...) else r=$g(c,k,...) end
+     if $t(r)=='table' and r.err then $x(r) end
+     return r
+    end
+    local function $q(c,k,...) ${simple} return $p(c,${physical},...) end return $g(c,k,...) end`);
+}
+
+/** Lua that takes the prefix from the end of `args` (and the shared keys: their number before it, and before that they). */
+function takePrefix(args: string, shared: boolean): string {
+  const prefix = `$P=${args}[#${args}] ${args}[#${args}]=nil`;
+  if (!shared) return prefix;
+  return oneLine(`${prefix} $S={}
+    for i=1,tonumber(table.remove(${args})) do $S[table.remove(${args})]=true end`);
+}
+
+function bareKeys(keys: string, shared: boolean): string {
+  if (shared) {
+    return `for i=1,#${keys} do local k=${keys}[i] if not $S[k] then ${keys}[i]=string.sub(k,#$P+1) end end`;
+  }
+  return `local s,n=string.sub,#$P+1 for i=1,#${keys} do ${keys}[i]=s(${keys}[i],n) end`;
+}
+
+/** The functions by which a script or library speaks to the server, and its view of them as `redis`. */
+function api(source: string, chunk: string, shape: WrapperShape, more: readonly string[]): string[] {
+  const functions = ['call=$c', ...(source.includes('pcall') ? ['pcall=$q'] : []), ...more];
+  return [
+    oneLine(shape.shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub')),
+    oneLine(RAISE.replace('CHUNK', chunk)),
+    callFunctions(source, shape.shared),
+    `local redis=${apiTable(source, functions)}`,
+    // Where the server has no such global, the script finds nil instead of an error.
+    ...(source.includes('server') ? ["local server=rawget(_G,'server') and redis"] : []),
+    hiding(source, shape),
+  ];
+}
+
+function assemble(header: readonly string[], body: string, nested: boolean): string {
+  const name = unusedName(body);
+  const named = header.join(' ').replace(/\$([a-zA-Z])/g, `${name}$1`);
+  return nested ? `${named} return (function(...) ${body}\nend)(...)` : `${named} ${body}`;
+}
+
+function locals(shared: boolean): string {
+  return `local $t,$p,$r,$P${shared ? ',$S' : ''}=type,redis.pcall,redis`;
+}
+
+/** A script of EVAL, wrapped. `body` is without a shebang line; bytes are latin1 text. */
+export function wrapScript(body: string, shape: WrapperShape): string {
+  const { shared, nested } = shape;
+  const header = [
+    locals(shared),
+    takePrefix('ARGV', shared),
+    ...(body.includes('KEYS') || body.includes('_G') ? [`do ${bareKeys('KEYS', shared)} end`] : []),
+    ...api(body, 'user_script', shape, []),
+  ];
+  return assemble(header, body, nested);
+}
+
+/** Ends the header of a wrapped library: what follows is the client's own code. */
+export const LIBRARY_MARK = '--[==[holdfast]==]';
+
+/**
+ * A library of FUNCTION LOAD, wrapped: its functions are registered under `namePrefix` and their names. `body` is without
+ * the shebang line.
+ */
+export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShape): string {
+  const { shared, nested } = shape;
+  const register = oneLine(`
+    local function $w(f)
+     return function(keys,args) ${takePrefix('args', shared)} ${bareKeys('keys', shared)} return f(keys,args) end
+    end
+    local function $n(v) if $t(v)=='string' or $t(v)=='number' then return '${namePrefix}'..v end return v end
+    local function $d(...)
+     local a,b=...
+     if select('#',...)==2 then return $r.register_function($n(a),$t(b)=='function' and $w(b) or b) end
+     if $t(a)~='table' then return $r.register_function(...) end
+     local o={}
+     for k,v in next,a do o[k]=v end
+     o.function_name=$n(o.function_name)
+     if $t(o.callback)=='function' then o.callback=$w(o.callback) end
+     return $r.register_function(o)
+    end`);
+  const header = [locals(shared), register, ...api(body, 'user_function', shape, ['register_function=$d']), LIBRARY_MARK];
+  return assemble(header, body, nested);
+}

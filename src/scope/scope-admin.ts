@@ -1,0 +1,96 @@
+/**
+ * Holdfast's own connection to the KV store for what scopes need besides the data plane: ACL users, compile checks.
+ * It connects when it is first needed and again when it is needed after a loss.
+ */
+import type { ConnectionOptions } from 'node:tls';
+import { Redis } from 'ioredis';
+import { HoldfastError, messageOf } from '../errors.ts';
+
+export interface ScopeAdminAddress {
+  readonly host?: string;
+  readonly port?: number;
+  /** A unix socket, instead of host and port. */
+  readonly path?: string;
+  readonly tls?: ConnectionOptions;
+  readonly username?: string;
+  readonly password?: string;
+}
+
+export type AdminReply = Buffer | number | null | AdminReply[];
+
+export interface ScopeAdmin {
+  /** Counts connections: what an earlier one had set up may be gone when it has changed. */
+  readonly generation: number;
+  /** Rejects with the server's error (`ReplyError`), or with `KVDOWN`. */
+  command(args: readonly (string | Buffer)[]): Promise<AdminReply>;
+  close(): void;
+}
+
+const TIMEOUT_MS = 5000;
+
+export function connectScopeAdmin(address: ScopeAdminAddress): ScopeAdmin {
+  let generation = 0;
+  let current: { redis: Redis; ready: Promise<void> } | undefined;
+  let closed = false;
+
+  function connection(): { redis: Redis; ready: Promise<void> } {
+    if (closed) throw new HoldfastError('KVDOWN', 'Holdfast is shutting down');
+    if (current !== undefined) return current;
+    const redis = new Redis({
+      host: address.host ?? '127.0.0.1',
+      port: address.port ?? 6379,
+      ...(address.path === undefined ? {} : { path: address.path }),
+      ...(address.tls === undefined ? {} : { tls: address.tls }),
+      ...(address.username === undefined ? {} : { username: address.username }),
+      ...(address.password === undefined ? {} : { password: address.password }),
+      protocol: 2,
+      lazyConnect: true,
+      enableReadyCheck: false,
+      enableOfflineQueue: false,
+      disableClientInfo: true,
+      maxRetriesPerRequest: 0,
+      retryStrategy: () => null,
+      connectTimeout: TIMEOUT_MS,
+      commandTimeout: TIMEOUT_MS,
+      connectionName: 'holdfast:scope',
+    });
+    redis.on('error', () => undefined);
+    redis.once('close', () => {
+      if (current?.redis === redis) current = undefined;
+    });
+    const ready = redis.connect().then(
+      () => {
+        generation += 1;
+      },
+      (thrown: unknown) => {
+        redis.disconnect();
+        if (current?.redis === redis) current = undefined;
+        throw new HoldfastError('KVDOWN', `the KV store cannot be reached: ${messageOf(thrown)}`);
+      },
+    );
+    current = { redis, ready };
+    return current;
+  }
+
+  return {
+    get generation() {
+      return generation;
+    },
+    async command(args) {
+      const { redis, ready } = connection();
+      await ready;
+      const [name, ...rest] = args;
+      try {
+        return (await redis.callBuffer(String(name), ...rest)) as AdminReply;
+      } catch (thrown) {
+        if (thrown instanceof Error && thrown.name === 'ReplyError') throw thrown;
+        redis.disconnect();
+        throw new HoldfastError('KVDOWN', `the KV store did not answer: ${messageOf(thrown)}`);
+      }
+    },
+    close() {
+      closed = true;
+      current?.redis.disconnect();
+    },
+  };
+}

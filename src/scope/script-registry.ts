@@ -1,0 +1,190 @@
+/**
+ * The scripts that scoped clients loaded: under the client's own SHA1, with what is sent to the KV store instead. Scripts
+ * belong to an owner (an identity): nobody can run, list or show another's.
+ *
+ * A script must compile alone before it is wrapped (see lua-wrapper.ts); the KV store's own Lua judges that, without
+ * running anything. What was judged once is kept, up to `SCRIPT_BYTES_MAX`; a script that was dropped is unknown again,
+ * which clients are used to from servers that restart.
+ */
+import { createHash } from 'node:crypto';
+import { KNOWN_GLOBALS, wrapScript } from './lua-wrapper.ts';
+import type { ScopeAdmin } from './scope-admin.ts';
+
+export interface WrappedScript {
+  /** SHA1 of the client's script, 40 lower-case hex digits. */
+  readonly sha: string;
+  readonly body: Buffer;
+  /** By whether the scope has shared keys. */
+  readonly plain: SentScript;
+  readonly shared: SentScript;
+  /** Where the script calls the server in tail position: the line of the first such call, 1 where there is none. */
+  readonly tailCallLine: number;
+}
+
+export interface SentScript {
+  readonly text: Buffer;
+  readonly sha: string;
+}
+
+/** The server's words for a script that it does not take. */
+export class ScriptRefusal {
+  readonly text: string;
+
+  constructor(text: string) {
+    this.text = text;
+  }
+}
+
+export interface ScriptRegistry {
+  /** Takes a script in. Synchronous for one that is known; otherwise the KV store is asked. Rejects with KVDOWN. */
+  add(owner: string, body: Buffer): WrappedScript | Promise<WrappedScript | ScriptRefusal>;
+  /** By SHA1 in any letter case, among the owner's own. */
+  find(owner: string, sha: string): WrappedScript | undefined;
+  forget(owner: string): void;
+  /**
+   * Judges a piece of Lua without running it: `0` where it compiles alone, else the compiler's message. `wrapped` are
+   * forms of it in order of preference: the number of the first that compiles too is given.
+   */
+  compile(body: string, wrapped: readonly string[], chunk: string): Promise<number | string>;
+  /** Globals of the server's Lua that the wrapper does not know by name. */
+  unknownGlobals(): Promise<readonly string[]>;
+}
+
+const SCRIPT_BYTES_MAX = 64 * 1024 * 1024;
+const ESCAPE = 27;
+
+const COMPILE = `
+local f,e=loadstring(ARGV[2],ARGV[1])
+if not f then return e end
+for i=3,#ARGV do if loadstring(ARGV[i],ARGV[1]) then return i-3 end end
+return 'main function has too many local variables or upvalues'`;
+
+const LIST_GLOBALS = 'local r={} for k in pairs(_G) do r[#r+1]=k end return r';
+const COMPILING = 'ERR Error compiling script (new function): ';
+
+export function sha1(bytes: Buffer | string): string {
+  return createHash('sha1').update(bytes).digest('hex');
+}
+
+/** Splits off a shebang line, with its line break. `undefined` where there is one without an end. */
+export function splitShebang(text: string): { shebang: string; code: string } | undefined {
+  if (!text.startsWith('#!')) return { shebang: '', code: text };
+  const end = text.indexOf('\n');
+  return end < 0 ? undefined : { shebang: text.slice(0, end + 1), code: text.slice(end + 1) };
+}
+
+export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
+  /** Of all owners, least recently used first. */
+  const scripts = new Map<string, WrappedScript>();
+  let scriptBytes = 0;
+  let globals: { generation: number; names: Promise<readonly string[]> } | undefined;
+
+  const keyOf = (owner: string, sha: string): string => `${sha}${owner}`;
+
+  function bytesOf(script: WrappedScript): number {
+    return script.body.length + script.plain.text.length + script.shared.text.length;
+  }
+
+  function drop(key: string): void {
+    const script = scripts.get(key);
+    if (script === undefined) return;
+    scripts.delete(key);
+    scriptBytes -= bytesOf(script);
+  }
+
+  function keep(owner: string, script: WrappedScript): void {
+    const key = keyOf(owner, script.sha);
+    drop(key);
+    scripts.set(key, script);
+    scriptBytes += bytesOf(script);
+    for (const oldest of scripts.keys()) {
+      if (scriptBytes <= SCRIPT_BYTES_MAX || oldest === key) break;
+      drop(oldest);
+    }
+  }
+
+  function find(owner: string, sha: string): WrappedScript | undefined {
+    const key = keyOf(owner, sha.toLowerCase());
+    const script = scripts.get(key);
+    if (script === undefined) return undefined;
+    scripts.delete(key);
+    scripts.set(key, script);
+    return script;
+  }
+
+  function unknownGlobals(): Promise<readonly string[]> {
+    if (globals === undefined || globals.generation !== admin.generation) {
+      const names = admin
+        .command(['EVAL', LIST_GLOBALS, '0'])
+        .then((list) =>
+          (list as Buffer[]).map(String).filter((name) => /^[A-Za-z_]\w*$/.test(name) && !KNOWN_GLOBALS.has(name)),
+        );
+      // Learnt anew after a reconnection: the server may be another one.
+      globals = { generation: admin.generation, names };
+      names.catch(() => {
+        globals = undefined;
+      });
+    }
+    return globals.names;
+  }
+
+  async function compile(body: string, wrapped: readonly string[], chunk: string): Promise<number | string> {
+    const texts = [body, ...wrapped].map((text) => Buffer.from(text, 'latin1'));
+    const reply = await admin.command(['EVAL', COMPILE, '0', `@${chunk}`, ...texts]);
+    return typeof reply === 'number' ? reply : String(reply);
+  }
+
+  async function wrap(owner: string, sha: string, body: Buffer): Promise<WrappedScript | ScriptRefusal> {
+    const split = splitShebang(body.toString('latin1'));
+    if (split === undefined) return new ScriptRefusal('ERR Invalid script shebang');
+    const { shebang, code } = split;
+    // Bytecode is nothing that anybody can judge.
+    if (code.charCodeAt(0) === ESCAPE) return new ScriptRefusal(`${COMPILING}user_script:1: malformed number near 'ESC'`);
+    const names = await unknownGlobals();
+    const forms = [false, true].flatMap((nested) =>
+      [false, true].map((shared) => wrapScript(code, { shared, nested, unknownGlobals: names })),
+    );
+    // The plain and the shared form differ by one local variable: what leaves room for the latter suits both.
+    const judged = await compile(`${shebang === '' ? '' : '\n'}${code}`, [forms[1]!, forms[3]!], 'user_script');
+    if (typeof judged === 'string') return new ScriptRefusal(`${COMPILING}${judged}`);
+    const sent = (form: string): SentScript => {
+      const text = Buffer.from(shebang + form, 'latin1');
+      return { text, sha: sha1(text) };
+    };
+    const script: WrappedScript = {
+      sha,
+      body,
+      plain: sent(forms[judged * 2]!),
+      shared: sent(forms[judged * 2 + 1]!),
+      tailCallLine: tailCallLine(body.toString('latin1')),
+    };
+    keep(owner, script);
+    return script;
+  }
+
+  return {
+    add(owner, body) {
+      const sha = sha1(body);
+      return find(owner, sha) ?? wrap(owner, sha, body);
+    },
+    find,
+    forget(owner) {
+      for (const [key] of scripts) if (key.slice(40) === owner) drop(key);
+    },
+    compile,
+    unknownGlobals,
+  };
+}
+
+function tailCallLine(text: string): number {
+  const at = /\breturn\s+(?:redis|server)\s*\.\s*call\b/.exec(text)?.index;
+  return at === undefined ? 1 : text.slice(0, at).split('\n').length;
+}
+
+/** An error of a wrapped script, as it would be of the client's own. `text` is latin1. */
+export function clientError(script: WrappedScript, text: string): string {
+  return text
+    .replaceAll(script.plain.sha, script.sha)
+    .replaceAll(script.shared.sha, script.sha)
+    .replace(`script: ${script.sha}, on @user_script:0.`, `script: ${script.sha}, on @user_script:${script.tailCallLine}.`);
+}
