@@ -2,6 +2,7 @@
 import type { CommandEntry } from '../src/command/command.ts';
 import { commandTable } from '../src/command/table.ts';
 import { type Carriage, carriageOf } from '../src/proxy/carriage.ts';
+import { describeRule, scopeRule } from '../src/scope/rules.ts';
 
 const WAYS: Readonly<Record<Carriage, string>> = {
   shared: 'shared lane',
@@ -58,7 +59,7 @@ function serversOf(entry: CommandEntry): string {
 
 function row(entry: CommandEntry): string {
   const name = entry.name.replace('|', ' ').toUpperCase();
-  return `| ${name} | ${serversOf(entry)} | ${WAYS[carriageOf(entry)]} | ${REMARKS[entry.name] ?? ''} |`;
+  return `| ${name} | ${serversOf(entry)} | ${WAYS[carriageOf(entry)]} | ${REMARKS[entry.name] ?? ''} | ${describeRule(scopeRule(entry))} |`;
 }
 
 export function compatibilityPage(): string {
@@ -81,8 +82,8 @@ export function compatibilityPage(): string {
     '|---|---|',
     ...[...counts].sort((a, b) => b[1] - a[1]).map(([way, count]) => `| ${way} | ${count} |`),
     '',
-    '| command | servers | way | remarks |',
-    '|---|---|---|---|',
+    '| command | servers | way | remarks | in a scope |',
+    '|---|---|---|---|---|',
     ...entries.map(row),
     '',
   ].join('\n');

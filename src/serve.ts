@@ -36,8 +36,14 @@ import { proxyFigures } from './operations/proxy-figures.ts';
 import type { StatusReport } from './operations/status-report.ts';
 import { joinPrimary, type Member } from './processes/member.ts';
 import { startMembers } from './processes/primary.ts';
+import { carriageOf } from './proxy/carriage.ts';
 import { type ListenAddress, type RunningProxy, removeStaleSocket, startProxy } from './proxy/proxy.ts';
 import { startRecovery } from './recovery/recovery.ts';
+import { buildFence } from './scope/fence.ts';
+import { createIdentities, type Identities } from './scope/identities.ts';
+import { prefixedKeys } from './scope/rules.ts';
+import { connectScopeAdmin, type ScopeAdmin } from './scope/scope-admin.ts';
+import { createScriptRegistry } from './scope/script-registry.ts';
 import type { Subcommand } from './subcommand.ts';
 import { readVersion } from './version.ts';
 
@@ -154,6 +160,31 @@ async function startEmbeddedKv(config: Config): Promise<KvServer> {
   return startKvServer({ dataDir, ...privateSocket, maxmemory, maxmemoryPolicy, loglevel });
 }
 
+/** Who clients are, where the configuration says so; nothing where it does not. */
+async function startIdentities(
+  config: Config,
+  { username, password }: KvTarget,
+  admin: ScopeAdmin,
+  log: Logger,
+): Promise<{ readonly provider: Identities | undefined; close(): Promise<void> }> {
+  const listenerScopes = config.listen.map((listener) => listener.scope);
+  if (config.users.size === 0 && listenerScopes.every((scope) => scope === undefined)) {
+    return { provider: undefined, close: () => Promise.resolve() };
+  }
+  const users = new Map(
+    [...config.users].map(([name, user]) => [name, { ...user, passwordHash: user.passwordHash.reveal() }]),
+  );
+  const upstream = password === undefined ? undefined : { username, password: Buffer.from(password) };
+  const scoped = [...users.values()].some((user) => user.scope !== undefined) || listenerScopes.some(Boolean);
+  // Judged before anything is done at the KV store.
+  createIdentities({ users, listenerScopes, upstream, fence: undefined });
+  const fence = scoped ? await buildFence(admin, log) : undefined;
+  return {
+    provider: createIdentities({ users, listenerScopes, upstream, fence }),
+    close: async () => fence?.close(),
+  };
+}
+
 /** Resolves when clients are served. Throws `CONFIG`, `STARTUP` or `INUSE`, having ended what it had started. */
 export async function startHoldfast(config: Config, log: Logger): Promise<Holdfast> {
   const steps = stopSteps(log);
@@ -226,6 +257,11 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
   });
   steps.onStop('recovery', () => recovery.stop());
 
+  const scopeAdmin = connectScopeAdmin(target);
+  steps.onStop('scopes', () => scopeAdmin.close());
+  const identities = await startIdentities(config, target, scopeAdmin, log);
+  steps.onStop('ACL users of scopes', () => identities.close());
+
   const { username: _username, password: _password, ...upstream } = target;
   const proxy = await startProxy({
     hidesPush: isOwnPush,
@@ -241,8 +277,12 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
         entryBytesMax: config.ledger.entryBytesMax,
         onFailure: config.ledger.onFailure,
       },
+      scripts: createScriptRegistry(scopeAdmin),
+      carriedAs: carriageOf,
       infoFields,
     }),
+    prefixedKeys,
+    ...(identities.provider === undefined ? {} : { identities: identities.provider }),
     upstreamListener: {
       connected: (facts) => void recovery.upstreamConnected(facts),
       lost: () => recovery.upstreamLost(),

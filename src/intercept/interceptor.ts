@@ -34,6 +34,8 @@ export interface Exchange {
   readonly session: SessionView;
   /** `undefined`: a command that the table does not know. */
   readonly command: CommandEntry | undefined;
+  /** The scope of this one request where it is not the session's (`HOLDFAST WITH`). */
+  readonly scope: object | undefined;
   /** Command name first. Assigning rewrites what is sent. */
   args: readonly Buffer[];
   /** Queued behind a MULTI: `onReply` then sees this command's member of EXEC's reply, `+QUEUED` is not shown to it. */
@@ -46,6 +48,7 @@ export interface Exchange {
   /**
    * Sees the whole reply (one RESP frame in the session's protocol) and gives the one to pass on. A promise holds this
    * reply and those behind it, not the requests behind it. A rejection answers the client with an error and closes nothing.
+   * Of SUBSCRIBE and its kin it sees each confirmation, and gives at once what the client gets for it: nothing, or more.
    */
   onReply(transform: (reply: Buffer) => Buffer | Promise<Buffer>): void;
   /**
@@ -62,6 +65,12 @@ export interface Exchange {
    * within `limits.holdMs`, and when that connection breaks too.
    */
   resend(args?: readonly Buffer[]): Promise<Buffer>;
+  /**
+   * Runs another command for this session through the interceptors behind the one that asks, and gives its reply: on the
+   * session's own lane, behind everything that was sent before, or in another database. Only inside `request`, and not of
+   * a queued exchange. Rejects as `resend` does.
+   */
+  run(args: readonly Buffer[], database?: number): Promise<Buffer>;
 }
 
 export interface Interceptor {

@@ -1,16 +1,31 @@
 /** All interceptors of the sidecar, in the order in which requests pass them; replies pass them the other way round. */
+import type { CommandEntry } from '../command/command.ts';
+import type { ScriptRegistry } from '../scope/script-registry.ts';
 import { hideOwnKeysInterceptor } from './hide-own-keys.ts';
+import { holdfastCommand } from './holdfast-command.ts';
+import { holdfastCommands } from './holdfast-commands.ts';
+import { holdfastScope, holdfastWith } from './holdfast-scope.ts';
 import { infoInterceptor } from './info.ts';
 import type { Interceptor } from './interceptor.ts';
 import type { LedgerContext } from './ledger-context.ts';
 import { ledgerInterceptors } from './ledger-interceptors.ts';
+import { scopeInterceptor } from './scope.ts';
 
 export interface InterceptorParts {
   readonly ledger: LedgerContext;
+  readonly scripts: ScriptRegistry;
+  /** How the proxy carries a command, in a word. */
+  carriedAs(command: CommandEntry): string;
   /** Names and values of INFO's section `# Holdfast`. */
   infoFields(): Readonly<Record<string, string | number>>;
 }
 
 export function createInterceptors(parts: InterceptorParts): Interceptor[] {
-  return [infoInterceptor(parts.infoFields), hideOwnKeysInterceptor(), ...ledgerInterceptors(parts.ledger)];
+  return [
+    scopeInterceptor(parts.scripts),
+    holdfastCommand([holdfastScope(), holdfastWith(), holdfastCommands(parts.carriedAs)]),
+    infoInterceptor(parts.infoFields),
+    hideOwnKeysInterceptor(),
+    ...ledgerInterceptors(parts.ledger),
+  ];
 }

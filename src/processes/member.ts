@@ -45,7 +45,7 @@ export async function joinPrimary(): Promise<Member> {
       case 'kill':
         return service?.kill(question.query) ?? 0;
       case 'lane':
-        return service?.laneOf(question.clientId, question.pin) ?? 0;
+        return service?.laneOf(question.clientId, question.pin, question.scope) ?? 0;
       case 'status':
         return answers?.status();
       case 'readiness':
@@ -105,7 +105,8 @@ export async function joinPrimary(): Promise<Member> {
         },
         list: (query) => ask<string[]>({ kind: 'list', query }),
         kill: (query) => ask<number>({ kind: 'kill', query }),
-        laneOf: async (clientId, pin) => Math.max(0, ...(await ask<number>({ kind: 'lane', clientId, pin }))),
+        laneOf: async (clientId, pin, scope) =>
+          Math.max(0, ...(await ask<number>({ kind: 'lane', clientId, pin, scope }))),
       };
     },
     answerWith(given) {

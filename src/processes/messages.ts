@@ -14,7 +14,12 @@ export interface Role {
 export type Question =
   | { readonly kind: 'list'; readonly query: ClientQuery }
   | { readonly kind: 'kill'; readonly query: ClientQuery }
-  | { readonly kind: 'lane'; readonly clientId: number; readonly pin: boolean }
+  | {
+      readonly kind: 'lane';
+      readonly clientId: number;
+      readonly pin: boolean;
+      readonly scope: string | undefined;
+    }
   | { readonly kind: 'status' }
   | { readonly kind: 'readiness' };
 

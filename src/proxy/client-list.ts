@@ -92,7 +92,7 @@ function typeOf(session: Session): string {
 
 function matches(session: Session, query: ClientQuery): boolean {
   return (
-    (query.scope === undefined || session.identity?.keyPrefix?.toString('latin1') === query.scope) &&
+    (query.scope === undefined || session.identity?.scopeName === query.scope) &&
     (query.ids === undefined || query.ids.includes(session.id)) &&
     (query.type === undefined || typeOf(session) === query.type) &&
     (query.address === undefined || peerAddress(session) === query.address) &&
@@ -127,7 +127,7 @@ async function askPeers<T>(session: Session, ask: (peers: Peers) => Promise<T[]>
 }
 
 function scopeOf(session: Session): string | undefined {
-  return session.identity?.keyPrefix?.toString('latin1');
+  return session.identity?.scopeName;
 }
 
 /** `CLIENT LIST [TYPE type] | [ID id …]`. Nothing is in flight. */

@@ -14,7 +14,7 @@ export interface ClientQuery {
   readonly user?: string;
   readonly ageMsMin?: number;
   readonly exceptId?: number;
-  /** Only clients of the scope with this key prefix (latin1). */
+  /** Only clients of the scope of this name. */
   readonly scope?: string;
 }
 

@@ -35,10 +35,14 @@ export class ClientRegistry {
     return this.sessions.get(id);
   }
 
-  /** The KV store's ID of a client's dedicated connection; 0 for none. `pin` gives it one to keep. */
-  laneOf(id: number, pin: boolean): Promise<number> {
+  /**
+   * The KV store's ID of a client's dedicated connection; 0 for none. `pin` gives it one to keep. With `scope` only a
+   * client of that scope is known.
+   */
+  laneOf(id: number, pin: boolean, scope: string | undefined): Promise<number> {
     const session = this.sessions.get(id);
-    if (session === undefined) return Promise.resolve(0);
+    if (session === undefined || (scope !== undefined && session.identity?.scopeName !== scope))
+      return Promise.resolve(0);
     if (!pin) return Promise.resolve(session.blockedLaneId());
     return new Promise((resolve) => session.whenDedicated(Pin.redirectTarget, resolve));
   }

@@ -17,6 +17,7 @@ import {
   sendExchange,
   sendSticky,
 } from './forward.ts';
+import type { PendingExchange } from './pending-exchange.ts';
 import { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { answerSessionCommand, queuedSessionCommand, resetSession } from './session-commands.ts';
@@ -26,7 +27,9 @@ const MINUS = 45;
 const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
 const TRANSACTION_LOST = encode.error('EXECABORT Transaction discarded: the connection to the KV store was lost');
 
-export function dispatch(session: Session, request: Request): void {
+export function dispatch(session: Session, asked: Request): void {
+  const request = confined(session, asked);
+  if (request === undefined) return;
   const { carriage } = request.plan;
   const name = request.command?.name;
   if (name === 'quit') {
@@ -102,6 +105,27 @@ export function dispatch(session: Session, request: Request): void {
       sendControl(session, request);
       return;
   }
+}
+
+/** The request as the session's scope lets it pass; `undefined` where it was refused. */
+function confined(session: Session, request: Request): Request | undefined {
+  const { identity, transaction } = session;
+  if (identity?.confine === undefined) return request;
+  const situation =
+    transaction !== undefined
+      ? 'transaction'
+      : session.protocol === 2 && session.subscriptions.size > 0
+        ? 'subscribed'
+        : 'plain';
+  const verdict = identity.confine(request.command, request.args, situation);
+  if (verdict === undefined) return request;
+  if ('refused' in verdict) {
+    if (transaction !== undefined) transaction.broken ??= 'refused';
+    session.answer(verdict.refused);
+    return undefined;
+  }
+  const { args, scope } = verdict;
+  return new Request(scope === undefined ? request.plan : session.planOf(args), args, undefined, scope);
 }
 
 // ------------------------------------------------------------------ transactions
@@ -310,11 +334,11 @@ function sendSubscription(session: Session, request: Request): void {
   const exchange = newExchange(session, request, false, []);
   intercept(session, exchange, request, () => {
     if (exchange.answer !== undefined) session.inTurn(() => exchange.settleAnswer());
-    else subscribe(session, new Request(request.plan, exchange.args, undefined));
+    else subscribe(session, new Request(request.plan, exchange.args, undefined), exchange);
   });
 }
 
-function subscribe(session: Session, request: Request): void {
+function subscribe(session: Session, request: Request, exchange?: PendingExchange): void {
   onLane(session, Pin.subscribed, () => {
     if (request.plan.carriage === 'subscribe' && request.args.length < 2) {
       updateSubscribed(session);
@@ -339,11 +363,16 @@ function subscribe(session: Session, request: Request): void {
           const failed = frame[0] === MINUS;
           if (failed) revert();
           // Confirmations are pushes to the server too: CLIENT REPLY silences only the error.
-          if (!failed || !silent) session.push(frame);
+          const seen = exchange?.confirmation(frame);
+          if (!failed || !silent) {
+            if (seen === undefined) session.push(frame);
+            else if (seen.length > 0) session.output.write(seen);
+          }
           left -= 1;
           if (left === 0 || failed) settle();
         },
         lost: (cause) => {
+          exchange?.confirmationsLost(cause);
           // Subscriptions are made again on the next lane; only who is left without one is told.
           if (subscriptions.size === 0 && !session.leaving) session.output.write(encode.error(cause.toReplyText()));
           settle();

@@ -1,10 +1,11 @@
 /** Ways to send a request on: as it is, through its interceptors, or on a lane of its own. */
 import { HoldfastError, messageOf } from '../errors.ts';
+import type { Interceptor, SessionView } from '../intercept/interceptor.ts';
 import * as encode from '../resp/encode.ts';
 import { PendingExchange } from './pending-exchange.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
-import { Hold, Pin } from './session-state.ts';
+import { Hold, LOST_TEXT, Pin } from './session-state.ts';
 
 const MINUS = 45;
 
@@ -89,7 +90,23 @@ export function sendSticky(session: Session, request: Request, what: string): vo
   onLane(session, Pin.sticky, () => {
     session.laneDirty = true;
     session.setup.set(what, request.args);
+    forwardSeen(session, request);
+  });
+}
+
+/** Sends a request as it is; a scoped client sees its reply without physical names. */
+export function forwardSeen(session: Session, request: Request): void {
+  const { identity } = session;
+  if (identity?.rewriteReply === undefined) {
     forward(session, request);
+    return;
+  }
+  const silent = session.replyMode !== 'on';
+  session.sendIgnored(request.args, (reply) => {
+    if (silent) return;
+    session.output.write(
+      reply === undefined ? encode.error(`KVDOWN ${LOST_TEXT}`) : identity.rewriteReply!(request.command, reply),
+    );
   });
 }
 
@@ -119,7 +136,7 @@ export function newExchange(
   queued: boolean,
   members: readonly PendingExchange[],
 ): PendingExchange {
-  const exchange = new PendingExchange(session, request.command, request.args, queued, members);
+  const exchange = new PendingExchange(session, request.command, request.args, queued, members, request.scope);
   exchange.silent = session.replyMode !== 'on';
   session.context.counters.exchanges += 1;
   return exchange;
@@ -148,7 +165,7 @@ export function intercept(session: Session, exchange: PendingExchange, request: 
   const { interceptors } = request.plan;
   const step = (from: number): void => {
     for (let i = from; i < interceptors.length && exchange.answer === undefined; i += 1) {
-      exchange.nextInterceptor();
+      exchange.nextInterceptor(interceptors[i]!);
       let pending: undefined | Promise<void>;
       try {
         pending = interceptors[i]!.request(exchange) as undefined | Promise<void>;
@@ -173,6 +190,64 @@ export function intercept(session: Session, exchange: PendingExchange, request: 
     session.lift(Hold.request);
   };
   step(0);
+}
+
+/**
+ * Runs a command for an interceptor, through those behind it, and gives its reply. What comes from the session's client
+ * waits meanwhile. Nothing is sent once the client is gone.
+ */
+export async function runBehind(
+  session: Session,
+  behind: Interceptor,
+  args: readonly Buffer[],
+  database: number,
+): Promise<Buffer> {
+  const order = session.context.interceptors;
+  const { command, interceptors } = session.planOf(args);
+  const elsewhere = database !== session.database;
+  const view = elsewhere ? (Object.create(session, { database: { value: database } }) as SessionView) : session;
+  const exchange = new PendingExchange(session, command, args, false, [], undefined, view);
+  const collected = new Promise<Buffer>((resolve) => {
+    exchange.collect = resolve;
+  });
+  for (const interceptor of interceptors) {
+    if (order.indexOf(interceptor) <= order.indexOf(behind)) continue;
+    exchange.nextInterceptor(interceptor);
+    try {
+      await interceptor.request(exchange);
+    } catch (thrown) {
+      exchange.respond(refusal(session, thrown));
+    }
+    if (exchange.answer !== undefined) break;
+  }
+  if (session.closed) {
+    exchange.discard();
+    throw new HoldfastError('KVDOWN', 'the client is gone');
+  }
+  if (exchange.answer !== undefined) exchange.settleAnswer();
+  else if (elsewhere) sendElsewhere(session, exchange, database);
+  else {
+    session.onLane(
+      0,
+      () => {
+        session.inFlight += 1;
+        session.lane!.sendWhole(exchange, encode.request(exchange.args));
+      },
+      (reply) => exchange.collect!(reply),
+    );
+  }
+  return collected;
+}
+
+function sendElsewhere(session: Session, exchange: PendingExchange, database: number): void {
+  const { credentials, protocol } = session;
+  const lanes = session.context.upstream.laneSet({ credentials, database, protocol });
+  session.inFlight += 1;
+  session.resendOn(lanes, exchange.args).then(
+    (reply) => exchange.reply(reply),
+    (thrown) =>
+      exchange.lost(thrown instanceof HoldfastError ? thrown : new HoldfastError('KVDOWN', messageOf(thrown))),
+  );
 }
 
 function refusal(session: Session, thrown: unknown): Buffer {

@@ -26,6 +26,8 @@ const RETIRED = new HoldfastError('RETIRED', 'closed by Holdfast');
 /** Ticks without progress before a lane with replies owed counts as stalled, and before idle lanes are closed. */
 const STALLED_TICKS = 3;
 const IDLE_TICKS = 20 * 60;
+/** Until a user that could not be made is tried again. */
+const PREPARE_RETRY_MS = 100;
 const SHARED_LANES_MAX = 16;
 /** Ticks between attempts to have a spare lane. */
 const SPARE_TICKS = 2;
@@ -174,6 +176,28 @@ export class LaneSet {
 
   private connectOne(forShared: boolean): void {
     this.connecting += 1;
+    const prepare = this.identity.credentials?.prepare;
+    if (prepare === undefined) {
+      this.connectNow(forShared, true);
+      return;
+    }
+    prepare(false).then(
+      () => this.connectNow(forShared, false),
+      () => this.notPrepared(),
+    );
+  }
+
+  /** The user could not be made: as if the KV store could not be reached. */
+  private notPrepared(): void {
+    this.connecting -= 1;
+    this.retryTimer ??= setTimeout(() => {
+      this.retryTimer = undefined;
+      if (this.waiting.length > 0) this.connectForWaiters();
+    }, PREPARE_RETRY_MS);
+  }
+
+  /** `final`: a refusal of the server's is told to those who wait; otherwise the user is made once more. */
+  private connectNow(forShared: boolean, final: boolean): void {
     this.upstream.connect(this.identity, forShared, {
       ready: (lane) => {
         this.connecting -= 1;
@@ -181,6 +205,13 @@ export class LaneSet {
         else this.addDedicated(lane);
       },
       failed: (cause, refused) => {
+        if (refused && !final) {
+          this.identity.credentials!.prepare!(true).then(
+            () => this.connectNow(forShared, true),
+            () => this.notPrepared(),
+          );
+          return;
+        }
         this.connecting -= 1;
         if (refused) {
           for (const { waiter } of this.waiting.splice(0)) waiter.failed(cause, true);

@@ -18,13 +18,13 @@ export interface Peers {
    * The KV store's ID of the connection that a client of another process is on; 0 where nobody knows the client or it has no
    * connection of its own. `pin`: it is given one to keep, for it is to receive invalidations.
    */
-  laneOf(clientId: number, pin: boolean): Promise<number>;
+  laneOf(clientId: number, pin: boolean, scope: string | undefined): Promise<number>;
 }
 
 /** What a process answers for its own clients. */
 export interface PeerService {
   list(query: ClientQuery): string[];
   kill(query: ClientQuery): number;
-  laneOf(clientId: number, pin: boolean): Promise<number>;
+  laneOf(clientId: number, pin: boolean, scope: string | undefined): Promise<number>;
   clients(): number;
 }

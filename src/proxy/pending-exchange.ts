@@ -9,7 +9,7 @@
 import type { Logger } from 'pino';
 import type { CommandEntry } from '../command/command.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
-import type { Exchange, SessionView } from '../intercept/interceptor.ts';
+import type { Exchange, Interceptor, SessionView } from '../intercept/interceptor.ts';
 import * as encode from '../resp/encode.ts';
 import { aggregate, readReply } from '../resp/reply.ts';
 import type { OwedReply } from './lane.ts';
@@ -25,6 +25,7 @@ export interface ExchangeHost {
   /** A reply of a lane has come, or will never come. */
   replyDone(): void;
   resend(args: readonly Buffer[]): Promise<Buffer>;
+  run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer>;
 }
 
 type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
@@ -33,6 +34,7 @@ type Recover = (cause: HoldfastError, clientId: number | undefined) => Buffer | 
 export class PendingExchange implements Exchange, OwedReply {
   readonly session: SessionView;
   readonly command: CommandEntry | undefined;
+  readonly scope: object | undefined;
   readonly queued: boolean;
   readonly transaction: readonly PendingExchange[];
   args: readonly Buffer[];
@@ -42,6 +44,8 @@ export class PendingExchange implements Exchange, OwedReply {
   silent = false;
   /** Position in EXEC's reply; -1 outside a transaction. */
   slot = -1;
+  /** Takes the reply in place of the client: of a command that an interceptor runs. */
+  collect: ((reply: Buffer) => void) | undefined;
 
   private readonly host: ExchangeHost;
   private readonly transforms: Transform[] = [];
@@ -49,6 +53,7 @@ export class PendingExchange implements Exchange, OwedReply {
   private answerBoundary = 0;
   /** Transforms registered before the interceptor that is being called. */
   private boundary = 0;
+  private current: Interceptor | undefined;
   private readonly discards: (() => void)[] = [];
   /** The session's own step, after all interceptors' transforms. */
   private last: ((reply: Buffer) => Buffer) | undefined;
@@ -59,9 +64,12 @@ export class PendingExchange implements Exchange, OwedReply {
     args: readonly Buffer[],
     queued: boolean,
     transaction: readonly PendingExchange[],
+    scope?: object,
+    session = host.view,
   ) {
     this.host = host;
-    this.session = host.view;
+    this.session = session;
+    this.scope = scope;
     this.command = command;
     this.args = args;
     this.queued = queued;
@@ -82,8 +90,26 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   /** The next interceptor is about to be called. */
-  nextInterceptor(): void {
+  nextInterceptor(interceptor: Interceptor): void {
     this.boundary = this.transforms.length;
+    this.current = interceptor;
+  }
+
+  run(args: readonly Buffer[], database = this.session.database): Promise<Buffer> {
+    if (this.current === undefined || this.queued) throw new HoldfastError('ERR', 'nothing can be run here');
+    return this.host.run(this.current, args, database);
+  }
+
+  /** One confirmation of a SUBSCRIBE or its kin, as the client gets it. */
+  confirmation(frame: Buffer): Buffer {
+    const seen = this.chain(frame);
+    if (seen instanceof Promise) throw new HoldfastError('ERR', 'a confirmation cannot be held');
+    return seen;
+  }
+
+  /** The connection broke before all confirmations came. */
+  confirmationsLost(cause: HoldfastError): void {
+    void this.recovery?.recover(cause, undefined);
   }
 
   onDiscard(listener: () => void): void {
@@ -194,6 +220,11 @@ export class PendingExchange implements Exchange, OwedReply {
       this.write(reply);
       return;
     }
+    const { collect } = this;
+    if (collect !== undefined) {
+      reply.then(collect, (thrown) => collect(this.failure(thrown)));
+      return;
+    }
     if (this.silent) {
       reply.catch((thrown) => this.failure(thrown));
       return;
@@ -212,7 +243,8 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   private write(bytes: Buffer): void {
-    if (!this.silent) this.host.output.write(bytes);
+    if (this.collect !== undefined) this.collect(bytes);
+    else if (!this.silent) this.host.output.write(bytes);
   }
 }
 

@@ -81,7 +81,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const peers = options.peers?.({
     list: (query) => listClients(registry, query),
     kill: (query) => killClients(registry, query),
-    laneOf: (clientId, pin) => registry.laneOf(clientId, pin),
+    laneOf: (clientId, pin, scope) => registry.laneOf(clientId, pin, scope),
     clients: () => registry.size,
   });
   const registry = new ClientRegistry(peers?.index ?? 0, peers?.count ?? 1);
@@ -96,6 +96,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     upstream,
     plans: planCommands(options.interceptors ?? []),
     scopedPlans: planCommands(options.interceptors ?? [], options.prefixedKeys ?? (() => undefined)),
+    guardedPlans: planCommands(options.interceptors ?? [], () => undefined),
+    interceptors: options.interceptors ?? [],
     identities: options.identities,
     limits,
     pooling: options.pooling ?? 'transaction',

@@ -6,12 +6,15 @@ import type { CommandPlan } from './carriage.ts';
 export class Request {
   readonly plan: CommandPlan;
   readonly args: readonly Buffer[];
+  /** Where it is not the session's. */
+  readonly scope: object | undefined;
   private frame: Buffer | undefined;
 
   /** `frame` is the request as it came, where it may be sent as it is. */
-  constructor(plan: CommandPlan, args: readonly Buffer[], frame: Buffer | undefined) {
+  constructor(plan: CommandPlan, args: readonly Buffer[], frame: Buffer | undefined, scope?: object) {
     this.plan = plan;
     this.args = args;
+    this.scope = scope;
     this.frame = frame;
   }
 

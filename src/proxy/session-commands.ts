@@ -214,6 +214,7 @@ async function authenticate(
 ): Promise<Buffer | undefined> {
   const credentials = credentialsOf(args);
   const { identities, upstream } = session.context;
+  if (identities?.confines(session.listener) === true) return confinedAuth(session, credentials, asked);
   const own = (await identities?.authenticate(credentials.username, credentials.password)) ?? 'unknown';
   if (own === 'refused') return WRONG_PASSWORD;
   if (own !== 'unknown') {
@@ -226,6 +227,18 @@ async function authenticate(
   if (stays) session.become(undefined, credentials);
   else changeLanes(session, () => session.become(undefined, credentials));
   return undefined;
+}
+
+/** On a listener with a scope nobody leaves it: the KV store judges the password, and the session stays who it is. */
+async function confinedAuth(
+  session: Session,
+  { username, password }: Credentials,
+  asked: readonly Buffer[],
+): Promise<Buffer | undefined> {
+  const { identities, upstream } = session.context;
+  if ((await identities!.authenticate(username, password)) !== 'unknown') return WRONG_PASSWORD;
+  const reply = await upstream.authenticate(asked);
+  return reply[0] === MINUS ? reply : undefined;
 }
 
 /** Changes what decides the session's lanes, and leaves the lane it is on. A pinned one is set up again elsewhere. */
@@ -487,9 +500,9 @@ function unblock(session: Session, request: Request): void {
  */
 async function laneOf(session: Session, clientId: number, pin: boolean): Promise<number> {
   const { registry, peers } = session.context;
-  const own = registry.get(clientId);
-  if (own !== undefined) return registry.laneOf(clientId, pin);
-  return peers === undefined ? 0 : peers.laneOf(clientId, pin);
+  const scope = session.identity?.scopeName;
+  if (registry.get(clientId) !== undefined) return registry.laneOf(clientId, pin, scope);
+  return peers === undefined ? 0 : peers.laneOf(clientId, pin, scope);
 }
 
 /** REDIRECT names a client of Holdfast's; the server must be told of that client's lane. */
@@ -535,7 +548,9 @@ function redirection(session: Session, request: Request, rewrite: (reply: Buffer
   }
   onLane(session, Pin.sticky, () => {
     session.sendIgnored(request.args, (reply) => {
-      if (reply !== undefined && session.replyMode === 'on') session.output.write(rewrite(reply));
+      if (reply === undefined || session.replyMode !== 'on') return;
+      const seen = rewrite(reply);
+      session.output.write(session.identity?.rewriteReply?.(request.command, seen) ?? seen);
     });
   });
 }

@@ -1,5 +1,6 @@
 /** What a session's parts share: why it waits, why it needs a lane of its own, and what all sessions stand on. */
 import type { Logger } from 'pino';
+import type { Interceptor } from '../intercept/interceptor.ts';
 import type { CommandPlans } from './carriage.ts';
 import type { ClientRegistry } from './client-registry.ts';
 import type { IdentityProvider } from './identity.ts';
@@ -16,6 +17,10 @@ export interface SessionContext {
   readonly plans: CommandPlans;
   /** For sessions with a scope. */
   readonly scopedPlans: CommandPlans;
+  /** For sessions with a scope whose keys all need a look: without the fast path. */
+  readonly guardedPlans: CommandPlans;
+  /** In the order of their calls. */
+  readonly interceptors: readonly Interceptor[];
   /** The other processes of this sidecar; `undefined` when there are none. */
   readonly peers: Peers | undefined;
   /** Which pushes no client sees. */

@@ -16,13 +16,14 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
-import type { SessionView } from '../intercept/interceptor.ts';
+import type { Interceptor, SessionView } from '../intercept/interceptor.ts';
 import type { Protocol } from '../resp/encode.ts';
 import * as encode from '../resp/encode.ts';
 import { RequestScanner } from '../resp/request-scanner.ts';
 import type { ReadBuffer } from './byte-source.ts';
 import type { CommandPlan, CommandPlans } from './carriage.ts';
 import { dispatch } from './dispatch.ts';
+import { runBehind } from './forward.ts';
 import type { KeyRange, SessionIdentity } from './identity.ts';
 import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
@@ -154,7 +155,15 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   get plans(): CommandPlans {
-    return this.identity?.scope === undefined ? this.context.plans : this.context.scopedPlans;
+    const { identity, context } = this;
+    if (identity?.scope === undefined) return context.plans;
+    return identity.keyPrefix === undefined ? context.guardedPlans : context.scopedPlans;
+  }
+
+  /** What to do with a request that was not read off the fast path. */
+  planOf(args: readonly Buffer[]): CommandPlan {
+    const { plans, guardedPlans } = this.context;
+    return planFor(this.identity?.scope === undefined ? plans : guardedPlans, args);
   }
 
   /** Becomes `identity`, or with nothing whoever the KV store makes of `credentials`. The session is on no lane. */
@@ -274,7 +283,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /** Takes the requests in `buffer[start, end)`; gives the offset of the first byte that was not taken. */
   private consume(buffer: Buffer, start: number, end: number): number {
     const { limits } = this.context;
-    const { plans, scanner } = this;
+    const { scanner } = this;
+    let { plans } = this;
     const { table } = plans;
     let at = start;
     let runStart = start;
@@ -343,6 +353,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       if (request !== undefined) this.takeRequest(request);
       else this.skipUsed = true;
       if (this.closed || this.holds !== 0) return at;
+      // The request may have changed the session's scope.
+      plans = this.plans;
     }
     this.sendRun(buffer, runStart, at, runCount);
     return at;
@@ -410,15 +422,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         args.push(frame.subarray(scanner.bounds[i * 2]!, scanner.bounds[i * 2 + 1]!));
       }
     }
-    let plan = found;
-    if (plan === undefined) {
-      const command = plans.table.lookupBytes(args[0]!, 0, args[0]!.length);
-      plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
-    }
-    if (plan.container && args.length > 1) {
-      const sub = plans.table.subcommand(plan.command!, args[1]!, 0, args[1]!.length);
-      if (sub !== undefined) plan = plans.plans[sub.index]!;
-    }
+    const plan = found === undefined || found.container ? planFor(plans, args) : found;
     if (plan.prefixedKeys !== undefined) return new Request(plan, this.prefixKeys(args, plan.prefixedKeys), undefined);
     return new Request(plan, args, scanner.inlineArguments === undefined && scanner.canonical ? frame : undefined);
   }
@@ -892,7 +896,11 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     return this.resendOn(this.context.upstream.laneSet({ credentials, database: 0, protocol }), args);
   }
 
-  private async resendOn(set: LaneSet, args: readonly Buffer[]): Promise<Buffer> {
+  async run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer> {
+    return runBehind(this, behind, args, database);
+  }
+
+  async resendOn(set: LaneSet, args: readonly Buffer[]): Promise<Buffer> {
     const lane =
       set.dedicatedLane() ??
       (await new Promise<Lane>((resolve, reject) => {
@@ -912,6 +920,13 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       set.release(lane, true);
     }
   }
+}
+
+function planFor({ table, plans, unknown }: CommandPlans, args: readonly Buffer[]): CommandPlan {
+  const command = table.lookupBytes(args[0]!, 0, args[0]!.length);
+  if (command === undefined) return unknown;
+  const sub = args[1] === undefined ? undefined : table.subcommand(command, args[1], 0, args[1].length);
+  return plans[(sub ?? command).index]!;
 }
 
 function lastKeyOf(keys: KeyRange, argc: number): number {

@@ -32,6 +32,11 @@ export interface Credentials {
   /** `undefined`: the one-argument form of AUTH. */
   readonly username: string | undefined;
   readonly password: Buffer;
+  /**
+   * Of a user that Holdfast itself makes at the KV store: makes it where it is not there. `refused` says that the server
+   * has just not known it. Rejects where it cannot be made.
+   */
+  prepare?(refused: boolean): Promise<void>;
 }
 
 /** What a server says of itself at the handshake. */

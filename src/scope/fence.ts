@@ -14,9 +14,9 @@ import type { Logger } from 'pino';
 import { commandTable } from '../command/table.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { scopeRule } from './rules.ts';
-import { sha1 } from './script-registry.ts';
 import { escapeGlob } from './scope.ts';
 import type { ScopeAdmin } from './scope-admin.ts';
+import { sha1 } from './script-registry.ts';
 
 /** What a lane logs in with. */
 export interface FenceCredentials {

@@ -137,7 +137,8 @@ const findDebug: NameFinder = (args, found) => {
 
 /** MATCH patterns; where there is none, `rewriteRequest` adds one. */
 const findScan: NameFinder = (args, found) => {
-  for (let at = 2; at < args.length; at += 2) if (wordAt(args, at) === 'match' && at + 1 < args.length) found(at + 1, 'pattern');
+  for (let at = 2; at < args.length; at += 2)
+    if (wordAt(args, at) === 'match' && at + 1 < args.length) found(at + 1, 'pattern');
 };
 
 /** CLIENT TRACKING ON|OFF [REDIRECT id] [PREFIX prefix …] …; `networking.c`, `clientCommand`. */

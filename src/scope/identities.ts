@@ -3,9 +3,13 @@
  * Everybody else is the KV store's to judge.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
+import type { CommandEntry } from '../command/command.ts';
 import { HoldfastError } from '../errors.ts';
 import { listeningPatterns } from './channels.ts';
+import { type Confinement, confine, type Situation } from './confine.ts';
 import type { Fence, FenceCredentials } from './fence.ts';
+import { rewriteReply } from './rewrite-reply.ts';
+import { scopeRule } from './rules.ts';
 import { createScope, escapeGlob } from './scope.ts';
 import { parseScopeTemplate } from './scope-template.ts';
 import { type ScopedIdentity, ScopedSession } from './scoped-session.ts';
@@ -32,12 +36,19 @@ export interface IdentitySettings {
 export interface IssuedIdentity {
   readonly user: string;
   readonly scope: ScopedSession | undefined;
-  readonly credentials: FenceCredentials | { readonly username: string | undefined; readonly password: Buffer } | undefined;
+  readonly credentials:
+    | FenceCredentials
+    | { readonly username: string | undefined; readonly password: Buffer }
+    | undefined;
   readonly keyPrefix: Buffer | undefined;
+  readonly scopeName: string | undefined;
+  confine?(command: CommandEntry | undefined, args: readonly Buffer[], situation: Situation): Confinement | undefined;
+  rewriteReply?(command: CommandEntry | undefined, reply: Buffer): Buffer;
   rewritePush?(frame: Buffer): Buffer | undefined;
 }
 
 export interface Identities {
+  confines(index: number): boolean;
   ofListener(index: number): IssuedIdentity | undefined;
   authenticate(user: string | undefined, password: Buffer): Promise<IssuedIdentity | 'unknown' | 'refused'>;
 }
@@ -46,7 +57,8 @@ export interface Identities {
 export function createIdentities({ users, listenerScopes, upstream, fence }: IdentitySettings): Identities {
   const scoped = new Map<string, ScopedIdentity>();
   for (const [name, user] of users) {
-    if (user.scope !== undefined) scoped.set(name, identityOf(`users.${name}`, name, user.scope, user, upstream, fence));
+    if (user.scope !== undefined)
+      scoped.set(name, identityOf(`users.${name}`, name, user.scope, user, upstream, fence));
   }
   const listeners = listenerScopes.map((scope) =>
     scope === undefined
@@ -56,6 +68,7 @@ export function createIdentities({ users, listenerScopes, upstream, fence }: Ide
   requireApart([...scoped.values(), ...listeners.filter((identity) => identity !== undefined)]);
 
   return {
+    confines: (index) => listeners[index] !== undefined,
     ofListener(index) {
       const identity = listeners[index];
       return identity === undefined ? undefined : issue(identity);
@@ -67,7 +80,7 @@ export function createIdentities({ users, listenerScopes, upstream, fence }: Ide
       if (!timingSafeEqual(hash, Buffer.from(user.passwordHash, 'hex'))) return 'refused';
       const identity = scoped.get(name);
       if (identity !== undefined) return issue(identity);
-      return { user: name, scope: undefined, credentials: upstream, keyPrefix: undefined };
+      return { user: name, scope: undefined, credentials: upstream, keyPrefix: undefined, scopeName: undefined };
     },
   };
 }
@@ -123,7 +136,10 @@ function requireApart(identities: readonly ScopedIdentity[]): void {
       const start = typeof inner.scope === 'string' ? inner.scope : inner.scope.prefixOf([]);
       for (const key of outer.shared) {
         if (key.startsWith(start)) {
-          throw new HoldfastError('CONFIG', `${outer.owner}: the shared key "${key}" lies in the scope of ${inner.owner}`);
+          throw new HoldfastError(
+            'CONFIG',
+            `${outer.owner}: the shared key "${key}" lies in the scope of ${inner.owner}`,
+          );
         }
       }
     }
@@ -140,6 +156,15 @@ function issue(identity: ScopedIdentity): IssuedIdentity {
     get keyPrefix() {
       const { scope } = session;
       return scope.chosen && scope.shared.size === 0 ? scope.prefix : undefined;
+    },
+    get scopeName() {
+      return session.scope.chosen ? session.scope.id : `${identity.owner} without a scope`;
+    },
+    confine: (command, args, situation) => confine(session, command, args, situation),
+    rewriteReply(command, reply) {
+      const rule = scopeRule(command);
+      const shape = rule.kind === 'plain' || rule.kind === 'found' ? rule.reply : 'none';
+      return rewriteReply(session.scope, shape, reply, { args: [], logical: [], keysAt: [] });
     },
     rewritePush: (frame) => session.subscriptions.push(frame),
   };

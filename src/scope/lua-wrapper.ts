@@ -30,6 +30,10 @@ export interface WrapperShape {
   readonly unknownGlobals: readonly string[];
 }
 
+/** Around a nested script. */
+export const NESTED_START = 'return (function(...) ';
+export const NESTED_END = '\nend)(...)';
+
 /** What a Lua of the reference servers offers, hidden or not. */
 export const KNOWN_GLOBALS: ReadonlySet<string> = new Set(
   (
@@ -48,8 +52,11 @@ const API_FIELDS =
     ' ',
   );
 
+/** What a library may use of `redis` while it loads. */
+const LOG_LEVELS = ['LOG_DEBUG', 'LOG_VERBOSE', 'LOG_NOTICE', 'LOG_WARNING'];
+
 const SAFE_GLOBALS =
-  'assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ipairs math next pairs pcall rawequal rawget rawset select setmetatable string struct table tonumber tostring type unpack xpcall _VERSION KEYS ARGV redis getmetatable'.split(
+  'assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ipairs math next pairs pcall rawequal rawget rawset select setmetatable string struct table tonumber tostring type unpack xpcall _VERSION KEYS ARGV redis server getmetatable'.split(
     ' ',
   );
 
@@ -254,20 +261,15 @@ function isNamed(names: readonly string[]): string {
   return `(${names.map((name) => `c=='${name}'`).join(' or ')})`;
 }
 
-function apiTable(source: string, functions: readonly string[]): string {
-  const fields = API_FIELDS.filter((field) => source.includes(field)).map((field) => `${field}=$r.${field}`);
-  return `{${[...functions, ...fields].join(',')}}`;
-}
-
-function hiding(source: string, { unknownGlobals }: WrapperShape): string {
-  const parts = [`local ${HIDDEN_GLOBALS}`];
-  if (source.includes('getmetatable') || source.includes('_G')) {
-    parts.unshift("local $m=getmetatable local getmetatable=function(t) if $t(t)=='table' then return $m(t) end end");
-  }
-  if (source.includes('_G')) parts.push(`local _G={${SAFE_GLOBALS.map((name) => `${name}=${name}`).join(',')}}`);
+/** Ways to the real globals, hidden behind locals of the same name. `$m` is the real `getmetatable`. */
+function hiding(source: string, { unknownGlobals }: WrapperShape): string[] {
   const unknown = unknownGlobals.filter((name) => source.includes(name));
-  if (unknown.length > 0) parts.push(`local ${unknown.join(',')}`);
-  return parts.join(' ');
+  return [
+    ...(source.includes('getmetatable') || source.includes('_G')
+      ? ["local function getmetatable(t) if $t(t)=='table' then return $m(t) end end"]
+      : []),
+    `local ${[HIDDEN_GLOBALS, ...unknown].join(',')}`,
+  ];
 }
 
 /** Definitions of `$c` (call) and `$q` (pcall); they use `$P`, `$S` and the functions above. */
@@ -301,38 +303,40 @@ function bareKeys(keys: string, shared: boolean): string {
   return `local s,n=string.sub,#$P+1 for i=1,#${keys} do ${keys}[i]=s(${keys}[i],n) end`;
 }
 
-/** The functions by which a script or library speaks to the server, and its view of them as `redis`. */
-function api(source: string, chunk: string, shape: WrapperShape, more: readonly string[]): string[] {
-  const functions = ['call=$c', ...(source.includes('pcall') ? ['pcall=$q'] : []), ...more];
+/** The functions by which a script or library speaks to the server. */
+function callers(source: string, chunk: string, { shared }: WrapperShape): string[] {
   return [
-    oneLine(shape.shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub')),
+    oneLine(shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub')),
     oneLine(RAISE.replace('CHUNK', chunk)),
-    callFunctions(source, shape.shared),
-    `local redis=${apiTable(source, functions)}`,
-    // Where the server has no such global, the script finds nil instead of an error.
-    ...(source.includes('server') ? ["local server=rawget(_G,'server') and redis"] : []),
-    hiding(source, shape),
+    callFunctions(source, shared),
   ];
+}
+
+function mentionedFields(source: string): string[] {
+  return API_FIELDS.filter((field) => source.includes(field));
 }
 
 function assemble(header: readonly string[], body: string, nested: boolean): string {
   const name = unusedName(body);
   const named = header.join(' ').replace(/\$([a-zA-Z])/g, `${name}$1`);
-  return nested ? `${named} return (function(...) ${body}\nend)(...)` : `${named} ${body}`;
-}
-
-function locals(shared: boolean): string {
-  return `local $t,$p,$r,$P${shared ? ',$S' : ''}=type,redis.pcall,redis`;
+  return nested ? `${named} ${NESTED_START}${body}${NESTED_END}` : `${named} ${body}`;
 }
 
 /** A script of EVAL, wrapped. `body` is without a shebang line; bytes are latin1 text. */
 export function wrapScript(body: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
+  const fields = mentionedFields(body).map((field) => `${field}=$r.${field}`);
+  const api = ['call=$c', ...(body.includes('pcall') ? ['pcall=$q'] : []), ...fields];
   const header = [
-    locals(shared),
+    `local $t,$p,$r,$m,$P${shared ? ',$S' : ''}=type,redis.pcall,redis,getmetatable`,
     takePrefix('ARGV', shared),
     ...(body.includes('KEYS') || body.includes('_G') ? [`do ${bareKeys('KEYS', shared)} end`] : []),
-    ...api(body, 'user_script', shape, []),
+    ...callers(body, 'user_script', shape),
+    `local redis={${api.join(',')}}`,
+    // Where the server has no such global, the script finds nil instead of an error.
+    ...(body.includes('server') || body.includes('_G') ? ["local server=rawget(_G,'server') and redis"] : []),
+    ...hiding(body, shape),
+    ...(body.includes('_G') ? [`local _G={${SAFE_GLOBALS.map((name) => `${name}=${name}`).join(',')}}`] : []),
   ];
   return assemble(header, body, nested);
 }
@@ -342,25 +346,33 @@ export const LIBRARY_MARK = '--[==[holdfast]==]';
 
 /**
  * A library of FUNCTION LOAD, wrapped: its functions are registered under `namePrefix` and their names. `body` is without
- * the shebang line.
+ * the shebang line. While a library loads, a server has no globals for it but `redis`, and that with few fields: what the
+ * header needs of them it takes when a function is called.
  */
 export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
-  const register = oneLine(`
-    local function $w(f)
-     return function(keys,args) ${takePrefix('args', shared)} ${bareKeys('keys', shared)} return f(keys,args) end
-    end
-    local function $n(v) if $t(v)=='string' or $t(v)=='number' then return '${namePrefix}'..v end return v end
-    local function $d(...)
-     local a,b=...
-     if select('#',...)==2 then return $r.register_function($n(a),$t(b)=='function' and $w(b) or b) end
-     if $t(a)~='table' then return $r.register_function(...) end
-     local o={}
-     for k,v in next,a do o[k]=v end
-     o.function_name=$n(o.function_name)
-     if $t(o.callback)=='function' then o.callback=$w(o.callback) end
-     return $r.register_function(o)
-    end`);
-  const header = [locals(shared), register, ...api(body, 'user_function', shape, ['register_function=$d']), LIBRARY_MARK];
+  const later = mentionedFields(body).map((field) => `$a.${field}=redis.${field}`);
+  const header = [
+    `local $a,$r,$t,$p,$m,$P${shared ? ',$S' : ''}={},redis`,
+    oneLine(`
+      local function $w(f)
+       return function(keys,args)
+        if not $t then $t,$p,$m=type,redis.pcall,getmetatable ${later.join(' ')} end
+        ${takePrefix('args', shared)} ${bareKeys('keys', shared)}
+        return f(keys,args)
+       end
+      end
+      local function $d(a,b)
+       if b then return $r.register_function('${namePrefix}'..a,$w(b)) end
+       return $r.register_function({
+        function_name='${namePrefix}'..a.function_name,callback=$w(a.callback),flags=a.flags,description=a.description})
+      end`),
+    ...callers(body, 'user_function', shape),
+    'local redis=$a redis.call,redis.pcall,redis.register_function,redis.log=$c,$q,$d,$r.log',
+    ...LOG_LEVELS.map((level) => `redis.${level}=$r.${level}`),
+    'local server,_G=redis',
+    ...hiding(body, shape),
+    LIBRARY_MARK,
+  ];
   return assemble(header, body, nested);
 }

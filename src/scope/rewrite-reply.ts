@@ -17,15 +17,9 @@ export function isError(frame: Buffer): boolean {
   return frame[0] === MINUS || frame[0] === BULK_ERROR;
 }
 
-/** `request` is what was sent, `original` what the client had sent. */
-export function rewriteReply(
-  scope: Scope,
-  shape: ReplyShape,
-  frame: Buffer,
-  original: readonly Buffer[],
-  request: RewrittenRequest,
-): Buffer {
-  if (isError(frame)) return rewriteError(scope, frame, original, request.keysAt);
+/** `request` is what was sent. */
+export function rewriteReply(scope: Scope, shape: ReplyShape, frame: Buffer, request: RewrittenRequest): Buffer {
+  if (isError(frame)) return rewriteError(scope, frame, request);
   if (shape === 'none') return frame;
   const reply = readReply(frame);
   if (reply.isNull) return frame;
@@ -127,14 +121,9 @@ function rewriteInfo(reply: Reply): Buffer {
  * An error as the client may see it. Where the servers quote a key is known for NOGROUP; elsewhere each physical key of
  * the request becomes the logical one.
  */
-export function rewriteError(
-  scope: Scope,
-  frame: Buffer,
-  original: readonly Buffer[],
-  keysAt: readonly number[],
-): Buffer {
+export function rewriteError(scope: Scope, frame: Buffer, request: RewrittenRequest): Buffer {
   const text = readReply(frame).bytes.toString('latin1');
-  return text.includes(scope.id) ? errorFrame(logicalText(scope, text, original, keysAt)) : frame;
+  return text.includes(scope.id) ? errorFrame(logicalText(scope, text, request)) : frame;
 }
 
 /** `text` is latin1, so that keys of any bytes stay what they are. */
@@ -142,10 +131,10 @@ export function errorFrame(text: string): Buffer {
   return Buffer.from(`-${text}\r\n`, 'latin1');
 }
 
-function logicalText(scope: Scope, text: string, original: readonly Buffer[], keysAt: readonly number[]): string {
+function logicalText(scope: Scope, text: string, { logical: args, keysAt }: RewrittenRequest): string {
   for (const at of keysAt) {
-    const logical = quoted(original[at]!);
-    const physical = quoted(physicalKey(scope, original[at]!));
+    const logical = quoted(args[at]!);
+    const physical = quoted(physicalKey(scope, args[at]!));
     const noKey = `NOGROUP No such key '${physical}'`;
     if (text.startsWith(noKey)) return `NOGROUP No such key '${logical}'${text.slice(noKey.length)}`;
     const noGroup = ` for key name '${physical}'`;
@@ -155,10 +144,10 @@ function logicalText(scope: Scope, text: string, original: readonly Buffer[], ke
   }
   let rewritten = text;
   for (const at of keysAt) {
-    rewritten = rewritten.replaceAll(quoted(physicalKey(scope, original[at]!)), quoted(original[at]!));
+    rewritten = rewritten.replaceAll(quoted(physicalKey(scope, args[at]!)), quoted(args[at]!));
   }
   // What is left did not come from a key that the client named. Unless it wrote the prefix itself, it must not see it.
-  return original.some((arg) => arg.includes(scope.prefix)) ? rewritten : rewritten.replaceAll(scope.id, '');
+  return args.some((arg) => arg.includes(scope.prefix)) ? rewritten : rewritten.replaceAll(scope.id, '');
 }
 
 /** A key as it stands in an error: line breaks have become blanks. */

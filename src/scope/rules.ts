@@ -242,6 +242,26 @@ export function isUnknownToScopes(command: CommandEntry): boolean {
   return RULES[command.index] === UNKNOWN;
 }
 
+/** A rule in a few words, for people. */
+export function describeRule(rule: ScopeRule): string {
+  switch (rule.kind) {
+    case 'refused':
+      return `refused: ${rule.remark}`;
+    case 'keys': {
+      const places = rule.ranges.map(({ first, last, step }) =>
+        first === last
+          ? `${first}`
+          : `${first} to ${last < 0 ? `end${last + 1 === 0 ? '' : last + 1}` : last}${step > 1 ? ` by ${step}` : ''}`,
+      );
+      if (rule.counted !== undefined) places.push(`${rule.counted.first} on, as many as ${rule.counted.count} says`);
+      const keys = `keys prefixed: argument ${places.join(', ')}`;
+      return rule.reply === 'none' ? keys : `${keys}; the reply names keys`;
+    }
+    default:
+      return rule.remark;
+  }
+}
+
 /** Errors of these name a key: `NOGROUP No such key '…'`. */
 const NAMES_KEYS_IN_ERRORS = new Set(['xpending', 'xclaim', 'xautoclaim', 'xack']);
 

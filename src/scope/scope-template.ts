@@ -7,7 +7,7 @@
 import { HoldfastError } from '../errors.ts';
 import { escapeGlob } from './scope.ts';
 
-const PART_NAMES = ['orgId', 'fleet', 'templateVersion'] as const;
+const PART_NAMES: readonly string[] = ['orgId', 'fleet', 'templateVersion'];
 const PART_TEXT = '[A-Za-z0-9._-]{1,253}';
 const PART = new RegExp(`^${PART_TEXT}$`);
 const IN_PART = /[A-Za-z0-9._-]/;
@@ -51,7 +51,10 @@ export function parseScopeTemplate(text: string): ScopeTemplate {
       }
       for (const value of values) {
         if (!PART.test(value)) {
-          throw new HoldfastError('ERR', 'parts of a scope have 1 to 253 letters, digits, dots, dashes and underscores');
+          throw new HoldfastError(
+            'ERR',
+            'parts of a scope have 1 to 253 letters, digits, dots, dashes and underscores',
+          );
         }
       }
       let prefix = '';
@@ -60,7 +63,7 @@ export function parseScopeTemplate(text: string): ScopeTemplate {
           prefix += piece;
           continue;
         }
-        const value = values[parts.findIndex((name) => name === piece)];
+        const value = values[parts.indexOf(piece)];
         if (value === undefined) return prefix;
         prefix += value;
       }

@@ -29,7 +29,6 @@ export interface Scope {
 const RESERVED_KEYS = ['holdfast:epoch'];
 /** Channel names that the KV store itself publishes on. */
 const RESERVED_CHANNEL_STARTS = ['__keyspace@', '__keyevent@', '__redis__:'];
-const FORBIDDEN_BYTES = /[\x00-\x20\x7f]/;
 
 /**
  * `prefix` and `shared` are UTF-8 text. Throws `CONFIG` where a prefix is empty, has blanks or control characters (the
@@ -37,7 +36,7 @@ const FORBIDDEN_BYTES = /[\x00-\x20\x7f]/;
  */
 export function createScope(prefix: string, shared: readonly string[] = []): Scope {
   if (prefix === '') throw new HoldfastError('CONFIG', 'a scope needs a prefix that is not empty');
-  if (FORBIDDEN_BYTES.test(prefix)) {
+  if (Buffer.from(prefix).some((byte) => byte <= 32 || byte === 127)) {
     throw new HoldfastError('CONFIG', `the scope prefix "${prefix}" has blanks or control characters`);
   }
   for (const name of [...RESERVED_KEYS, ...RESERVED_CHANNEL_STARTS]) {

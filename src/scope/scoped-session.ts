@@ -22,13 +22,18 @@ export interface ScopedIdentity {
   readonly listening: ListeningPatterns;
   /** Scripts are for identities behind a second fence only. */
   readonly fenced: boolean;
-  readonly credentials: FenceCredentials | { readonly username: string | undefined; readonly password: Buffer } | undefined;
+  readonly credentials:
+    | FenceCredentials
+    | { readonly username: string | undefined; readonly password: Buffer }
+    | undefined;
 }
 
 export class ScopedSession {
   readonly identity: ScopedIdentity;
   scope: Scope;
   subscriptions: ScopedSubscriptions;
+  /** CLIENT TRACKING is on. */
+  tracking = false;
 
   constructor(identity: ScopedIdentity) {
     this.identity = identity;

@@ -139,7 +139,8 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     if (split === undefined) return new ScriptRefusal('ERR Invalid script shebang');
     const { shebang, code } = split;
     // Bytecode is nothing that anybody can judge.
-    if (code.charCodeAt(0) === ESCAPE) return new ScriptRefusal(`${COMPILING}user_script:1: malformed number near 'ESC'`);
+    if (code.charCodeAt(0) === ESCAPE)
+      return new ScriptRefusal(`${COMPILING}user_script:1: malformed number near 'ESC'`);
     const names = await unknownGlobals();
     const forms = [false, true].flatMap((nested) =>
       [false, true].map((shared) => wrapScript(code, { shared, nested, unknownGlobals: names })),
@@ -186,5 +187,8 @@ export function clientError(script: WrappedScript, text: string): string {
   return text
     .replaceAll(script.plain.sha, script.sha)
     .replaceAll(script.shared.sha, script.sha)
-    .replace(`script: ${script.sha}, on @user_script:0.`, `script: ${script.sha}, on @user_script:${script.tailCallLine}.`);
+    .replace(
+      `script: ${script.sha}, on @user_script:0.`,
+      `script: ${script.sha}, on @user_script:${script.tailCallLine}.`,
+    );
 }

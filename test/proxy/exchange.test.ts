@@ -178,7 +178,14 @@ describe.each(['transaction', 'session'] as const)('interceptors, pooling %s', a
     const through = await front(kv.port, {
       pooling,
       identities: {
-        ofListener: () => ({ user: 'tenant', scope, credentials: undefined, keyPrefix: Buffer.from('t:') }),
+        confines: () => true,
+        ofListener: () => ({
+          user: 'tenant',
+          scope,
+          scopeName: 't:',
+          credentials: undefined,
+          keyPrefix: Buffer.from('t:'),
+        }),
         authenticate: async () => 'unknown',
       },
       prefixedKeys: (command) => {

@@ -1,0 +1,124 @@
+/** Scripts in a scope: what a client loads is wrapped, what it runs is its own, and it never sees the difference. */
+
+import * as encode from '../resp/encode.ts';
+import { readReply } from '../resp/reply.ts';
+import { countedKeys } from '../scope/find-names.ts';
+import { isError, rewriteError } from '../scope/rewrite-reply.ts';
+import { notPermitted, rewriteRequest } from '../scope/rewrite-request.ts';
+import type { Scope } from '../scope/scope.ts';
+import { clientError, ScriptRefusal, type SentScript, type WrappedScript } from '../scope/script-registry.ts';
+import type { Exchange } from './interceptor.ts';
+import type { ScopedExchange } from './scope.ts';
+
+const EVAL = Buffer.from('EVAL');
+const ZERO = Buffer.from('0');
+const RETURN_ERROR = Buffer.from('return {err=ARGV[1]}');
+const NO_SCRIPT = 'NOSCRIPT No matching script. Please use EVAL.';
+/** A script that does nothing, for requests that the server refuses for their arguments. */
+const NOTHING = Buffer.from('return 0');
+/** No script has it. */
+const UNKNOWN_SHA = Buffer.from('0'.repeat(40));
+
+/** The error as the server would give it: of a queued command it is part of EXEC's reply, and does not end the transaction. */
+export function answerError(exchange: Exchange, text: string): void {
+  if (exchange.queued) exchange.args = [EVAL, RETURN_ERROR, ZERO, Buffer.from(text, 'latin1')];
+  else exchange.respond(encode.errorOfBytes(text));
+}
+
+export function requireFence({ session }: ScopedExchange): void {
+  if (!session.identity.fenced) {
+    throw notPermitted('scripts cannot be used in scopes here: the upstream user may not manage ACL users');
+  }
+}
+
+/** What travels behind a script's own arguments: shared keys, their number, the prefix. */
+export function trailingArguments(scope: Scope): Buffer[] {
+  if (scope.shared.size === 0) return [scope.prefix];
+  const shared = [...scope.shared].map((key) => Buffer.from(key, 'latin1'));
+  return [...shared, Buffer.from(String(shared.length)), scope.prefix];
+}
+
+function sentFor(scope: Scope, script: WrappedScript): SentScript {
+  return scope.shared.size === 0 ? script.plain : script.shared;
+}
+
+/** EVAL and EVALSHA, read-only or not. */
+export function runScript(scoped: ScopedExchange): void | Promise<void> {
+  requireFence(scoped);
+  const { exchange, session, scripts } = scoped;
+  const { args } = exchange;
+  if (args.length < 3) return;
+  const bySha = exchange.command!.name.startsWith('evalsha');
+  if (countedKeys(args, { count: 2, first: 3 }) === undefined) {
+    // The server refuses it for its number of keys.
+    exchange.args = rewriteRequest(scoped.scope, scoped.rule, args).args.with(1, bySha ? UNKNOWN_SHA : NOTHING);
+    return;
+  }
+  if (bySha) {
+    const script = scripts.find(session.identity.owner, args[1]!.toString('latin1'));
+    if (script === undefined) answerError(exchange, NO_SCRIPT);
+    else send(scoped, script, Buffer.from(sentFor(scoped.scope, script).sha));
+    return;
+  }
+  const found = scripts.add(session.identity.owner, args[1]!);
+  const run = (script: WrappedScript | ScriptRefusal): void => {
+    if (script instanceof ScriptRefusal) answerError(exchange, script.text);
+    else send(scoped, script, sentFor(scoped.scope, script).text);
+  };
+  return found instanceof Promise ? found.then(run) : run(found);
+}
+
+function send({ exchange, scope, rule }: ScopedExchange, script: WrappedScript, sent: Buffer): void {
+  const rewritten = rewriteRequest(scope, rule, exchange.args);
+  const { args } = rewritten;
+  exchange.args = [args[0]!, sent, ...args.slice(2), ...trailingArguments(scope)];
+  exchange.onReply((frame) => {
+    if (!isError(frame)) return frame;
+    const text = clientError(script, readReply(frame).bytes.toString('latin1'));
+    return rewriteError(scope, encode.errorOfBytes(text), rewritten);
+  });
+}
+
+export function loadScript(scoped: ScopedExchange): void | Promise<void> {
+  requireFence(scoped);
+  const { exchange, session, scope, scripts } = scoped;
+  const { args } = exchange;
+  if (args.length !== 3) return;
+  const found = scripts.add(session.identity.owner, args[2]!);
+  const load = (script: WrappedScript | ScriptRefusal): void => {
+    if (script instanceof ScriptRefusal) {
+      answerError(exchange, script.text);
+      return;
+    }
+    exchange.args = args.with(2, sentFor(scope, script).text);
+    exchange.onReply((frame) => (isError(frame) ? frame : encode.bulk(script.sha)));
+  };
+  return found instanceof Promise ? found.then(load) : load(found);
+}
+
+export function scriptsExist({ exchange, session, scope, scripts }: ScopedExchange): void {
+  exchange.args = exchange.args.map((sha, at) => {
+    if (at < 2) return sha;
+    const script = scripts.find(session.identity.owner, sha.toString('latin1'));
+    return script === undefined ? UNKNOWN_SHA : Buffer.from(sentFor(scope, script).sha);
+  });
+}
+
+/** The KV store keeps them, for others may have loaded the same; nobody of this identity can run them any more. */
+export function flushScripts({ exchange, session, scripts }: ScopedExchange): void {
+  const [, , mode, ...more] = exchange.args;
+  if (more.length > 0 || (mode !== undefined && !/^a?sync$/i.test(mode.toString('latin1')))) {
+    answerError(exchange, 'ERR SCRIPT FLUSH only support SYNC|ASYNC option');
+    return;
+  }
+  scripts.forget(session.identity.owner);
+  exchange.respond(encode.OK);
+}
+
+export function showScript({ exchange, session, scripts }: ScopedExchange): void {
+  const sha = exchange.args[2];
+  if (sha === undefined || exchange.args.length !== 3) return;
+  const script = scripts.find(session.identity.owner, sha.toString('latin1'));
+  if (script === undefined) answerError(exchange, NO_SCRIPT);
+  else exchange.respond(encode.bulk(script.body));
+}

@@ -1,0 +1,108 @@
+/** A proxy with scopes in front of a real KV server, and clients in them. */
+import { createHash } from 'node:crypto';
+import { afterAll } from 'vitest';
+import { holdfastCommand } from '../../src/intercept/holdfast-command.ts';
+import { holdfastCommands } from '../../src/intercept/holdfast-commands.ts';
+import { holdfastScope, holdfastWith } from '../../src/intercept/holdfast-scope.ts';
+import type { Interceptor } from '../../src/intercept/interceptor.ts';
+import { scopeInterceptor } from '../../src/intercept/scope.ts';
+import type { ProxyOptions } from '../../src/proxy/proxy.ts';
+import type { Reply, ReplyValue } from '../../src/resp/reply.ts';
+import { replyValue } from '../../src/resp/reply.ts';
+import { buildFence, type Fence } from '../../src/scope/fence.ts';
+import { createIdentities, type IdentityUser } from '../../src/scope/identities.ts';
+import { prefixedKeys } from '../../src/scope/rules.ts';
+import { connectScopeAdmin, type ScopeAdmin } from '../../src/scope/scope-admin.ts';
+import { createScriptRegistry } from '../../src/scope/script-registry.ts';
+import { front, silent } from '../proxy/through-proxy.ts';
+import { connectRaw, type RawClient } from '../support/raw-client.ts';
+
+const cleanups: (() => Promise<void> | void)[] = [];
+
+afterAll(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+export interface ScopedProxy {
+  readonly port: number;
+  readonly admin: ScopeAdmin;
+  readonly fence: Fence | undefined;
+  /** A client that has logged in. */
+  login(user: string, protocol?: 2 | 3): Promise<RawClient>;
+  /** A client of nobody's scope. */
+  unscoped(): Promise<RawClient>;
+}
+
+export interface ScopedProxyOptions {
+  readonly users: Readonly<Record<string, Partial<IdentityUser> & { readonly scope: string }>>;
+  readonly fenced?: boolean;
+  readonly interceptors?: readonly Interceptor[];
+  readonly proxy?: Partial<ProxyOptions>;
+}
+
+/** Users have their name as password. */
+export async function startScopedProxy(
+  kvPort: number,
+  { users, fenced = true, interceptors = [], proxy = {} }: ScopedProxyOptions,
+): Promise<ScopedProxy> {
+  const admin = connectScopeAdmin({ port: kvPort });
+  cleanups.push(() => admin.close());
+  const fence = fenced ? await buildFence(admin, silent) : undefined;
+  cleanups.push(() => fence?.close());
+  const identities = createIdentities({
+    users: new Map(
+      Object.entries(users).map(([name, user]) => [
+        name,
+        { passwordHash: createHash('sha256').update(name).digest('hex'), may: [], shared: [], ...user },
+      ]),
+    ),
+    listenerScopes: [undefined],
+    upstream: undefined,
+    fence,
+  });
+  const { port } = await front(kvPort, {
+    interceptors: [
+      scopeInterceptor(createScriptRegistry(admin)),
+      holdfastCommand([holdfastScope(), holdfastWith(), holdfastCommands(() => 'somehow')]),
+      ...interceptors,
+    ],
+    identities,
+    prefixedKeys,
+    ...proxy,
+  });
+  const open = async (): Promise<RawClient> => {
+    const client = await connectRaw(port);
+    cleanups.push(() => {
+      client.socket.destroy();
+    });
+    return client;
+  };
+  return {
+    port,
+    admin,
+    fence,
+    unscoped: open,
+    async login(user, protocol = 2) {
+      const client = await open();
+      const greeting = await client.send('HELLO', String(protocol), 'AUTH', user, user);
+      if (greeting.type === '-') throw new Error(greeting.bytes.toString());
+      return client;
+    },
+  };
+}
+
+/** A reply as plain values; an error as `!text`. */
+export function plain(reply: Reply): ReplyValue {
+  if (reply.type === '-' || reply.type === '!') return `!${reply.bytes.toString()}`;
+  if (reply.type === '=') return reply.bytes.toString('utf8', 4);
+  if (reply.items !== undefined && !reply.isNull) return reply.items.map(plain);
+  return replyValue(reply);
+}
+
+export type Ask = (...args: (string | Buffer | number)[]) => Promise<ReplyValue>;
+
+/** Sends and gives plain values. */
+export function asking(client: RawClient): Ask {
+  return async (...args) =>
+    plain(await client.send(...args.map((arg) => (typeof arg === 'number' ? String(arg) : arg))));
+}
