@@ -3,7 +3,7 @@ import type { CommandDescription } from '../../src/command/command.ts';
 import { keyPlaces, readCommandReply } from '../../src/command/read-command-reply.ts';
 import { commandTable } from '../../src/command/table.ts';
 import { connectRaw } from '../support/raw-client.ts';
-import { REFERENCE_SERVERS, startReferenceServer } from '../support/reference-server.ts';
+import { kvKinds, startKv } from '../support/servers.ts';
 
 const table = commandTable();
 
@@ -57,27 +57,23 @@ describe('the command table', () => {
   });
 });
 
-describe.each(REFERENCE_SERVERS)('compared with the installed %s', (name) => {
+describe.each(kvKinds)('compared with the installed %s', (name) => {
   it('has every command and subcommand of the server, with its keys in the same places', {
     timeout: 20_000,
   }, async () => {
-    const server = await startReferenceServer(name);
-    try {
-      const client = await connectRaw(server.socketPath);
-      const described = readCommandReply(await client.send('COMMAND'), name);
-      await client.close();
-      const check = (description: CommandDescription): void => {
-        const entry = table.lookup(description.name);
-        expect(entry, `${description.name} is missing: run npm run generate:commands`).toBeDefined();
-        expect(keyPlaces({ ...description, keySpecs: entry!.keySpecs })).toBe(keyPlaces(description));
-        expect(entry!.servers).toContain(name);
-        for (const flag of description.flags) expect(entry!.flags).toContain(flag);
-        description.subcommands.forEach(check);
-      };
-      described.forEach(check);
-      expect(described.length).toBeGreaterThan(200);
-    } finally {
-      await server.stop();
-    }
+    const server = await startKv(name);
+    const client = await connectRaw(server.port);
+    const described = readCommandReply(await client.send('COMMAND'), name);
+    await client.close();
+    const check = (description: CommandDescription): void => {
+      const entry = table.lookup(description.name);
+      expect(entry, `${description.name} is missing: run npm run generate:commands`).toBeDefined();
+      expect(keyPlaces({ ...description, keySpecs: entry!.keySpecs })).toBe(keyPlaces(description));
+      expect(entry!.servers).toContain(name);
+      for (const flag of description.flags) expect(entry!.flags).toContain(flag);
+      description.subcommands.forEach(check);
+    };
+    described.forEach(check);
+    expect(described.length).toBeGreaterThan(200);
   });
 });
