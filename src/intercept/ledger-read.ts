@@ -34,6 +34,8 @@ interface Reading {
   readonly until: number;
   /** The streams' epochs when it was sent last. */
   epochs: readonly number[];
+  /** What the server said first, when the read was asked again. */
+  refusal: Buffer | undefined;
 }
 
 const DOLLAR = 0x24;
@@ -93,7 +95,15 @@ export function ledgerRead(context: LedgerContext): Interceptor {
           ? Number.POSITIVE_INFINITY
           : Date.now() + parsed.blockMs;
     const epochs = streams.map((stream) => stream.epoch);
-    const reading: Reading = { exchange, request: parsed, args: resolved(exchange, parsed), streams, until, epochs };
+    const reading: Reading = {
+      exchange,
+      request: parsed,
+      args: resolved(exchange, parsed),
+      streams,
+      until,
+      epochs,
+      refusal: undefined,
+    };
     exchange.onReply((reply) => replied(reading, reply));
     if (!exchange.queued) exchange.onLost(() => again(reading));
     if (open || exchange.queued) return;
@@ -192,6 +202,9 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     if (exchange.queued || !(ofGroup || ofStore)) return reply;
     // Also when the client's patience has ended meanwhile: an empty read is the answer then, not the loss.
     return recovery.noticed(`${code} for a blocked or group read`).then(() => {
+      // A client deleted or replaced it: what the server says of that is right, and asking again would never end.
+      reading.refusal ??= reply;
+      if (reading.streams.some((stream) => stream.ended)) return reading.refusal;
       // Nothing of ours was lost: the reply is about something else, such as a group that never was.
       const unmoved = reading.streams.every(
         (stream, at) => stream.epoch === reading.epochs[at] && recovery.isOpen(stream),

@@ -27,3 +27,17 @@ test('a stream that its own transaction replaces with a list answers as the serv
   expect(await transaction(through)).toEqual(await transaction(direct));
   await Promise.all([direct.close(), through.close()]);
 });
+
+test('a client that reads by group from a stream that is deleted hears so', async () => {
+  const deleted = async (port: number) => {
+    const [reader, other] = await Promise.all([connectRaw(port), connectRaw(port)]);
+    await other.send('XADD', 'deleted', '666', 'f', 'v');
+    await other.send('XGROUP', 'CREATE', 'deleted', 'group', '$');
+    const read = reader.send('XREADGROUP', 'GROUP', 'group', 'me', 'BLOCK', '0', 'STREAMS', 'deleted', '>');
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const [reply] = await Promise.all([read, other.send('DEL', 'deleted')]);
+    await Promise.all([reader.close(), other.close()]);
+    return reply.raw.toString();
+  };
+  expect(await deleted(twins.throughPort)).toBe(await deleted(twins.directPort));
+});
