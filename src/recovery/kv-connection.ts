@@ -114,6 +114,36 @@ export class KvConnection {
     if (result === null) return null;
     return (result as KvReply[]).slice(0, -1);
   }
+
+  /**
+   * Reads, all of one moment; a refused command is an Error in its place. Commands may SELECT. A server that is out of
+   * memory refuses whatever stands in MULTI, reads too: then a script does the same.
+   */
+  async readTogether(database: number, commands: readonly (readonly KvArgument[])[]): Promise<KvReply[]> {
+    try {
+      // Without a WATCH there is always a reply.
+      return (await this.transaction(database, commands))!;
+    } catch (thrown) {
+      if (!isOutOfMemory(thrown)) throw thrown;
+    }
+    const counted = commands.flatMap((command): KvArgument[] => [command.length, ...command]);
+    return (await this.command(database, ['EVAL_RO', READ_TOGETHER, 0, ...counted])) as KvReply[];
+  }
+}
+
+/** ARGV: of each command how many arguments it has, and these. A SELECT lasts until the end of the script. */
+const READ_TOGETHER = `
+local replies, at = {}, 1
+while at <= #ARGV do
+  local count = tonumber(ARGV[at])
+  replies[#replies + 1] = redis.pcall(unpack(ARGV, at + 1, at + count))
+  at = at + count + 1
+end
+return replies`;
+
+/** The KV store refused because it has no memory left. */
+export function isOutOfMemory(thrown: unknown): boolean {
+  return thrown instanceof Error && thrown.message.startsWith('OOM ');
 }
 
 /** A flat RESP2 map (`XINFO`, `HELLO`, …) by its keys. */

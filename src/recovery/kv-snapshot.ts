@@ -1,5 +1,5 @@
 /**
- * What the KV store says of streams at one moment: one MULTI/EXEC that contains the witness and the server's identity,
+ * What the KV store says of streams at one moment: one transaction that contains the witness and the server's identity,
  * so that what is concluded from it is known to be of this KV store in this epoch.
  */
 import { ENTRY_ID_ZERO, parseEntryId } from '../ledger/entry-id.ts';
@@ -98,7 +98,7 @@ export async function readSnapshot(
     commands.push(['PEXPIRETIME', request.name]);
     for (const group of asked[index]!) commands.push(['XPENDING', request.name, Buffer.from(group, 'latin1')]);
   });
-  const replies = (await connection.transaction(0, commands))!;
+  const replies = await connection.readTogether(0, commands);
   const { runId } = parseServerIdentity(String(replies[2]));
   const { replicationId, role } = parseServerIdentity(String(replies[3]));
 

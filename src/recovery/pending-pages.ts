@@ -74,12 +74,12 @@ async function page(
 ): Promise<void> {
   const { known } = look;
   const fromId = pass.fromId!;
-  const replies = (await connection.transaction(0, [
+  const replies = await connection.readTogether(0, [
     ['GET', WITNESS_KEY],
     ['SELECT', known.database],
     ['XINFO', 'GROUPS', known.name],
     ['XPENDING', known.name, name, `(${formatEntryId(fromId)}`, '+', PAGE_ENTRIES],
-  ]))!;
+  ]);
   const [witness, , groups, pending] = replies;
   pass.fromId = undefined;
   if (parseWitness(witness!)?.epoch !== leaderEpoch || !Array.isArray(groups) || !Array.isArray(pending)) return;

@@ -67,6 +67,7 @@ const SLOT = 64;
 
 export async function publishBacklog(context: PublishContext, stream: Stream): Promise<PublishResult> {
   const result: PublishResult = { published: 0, aliases: 0, claimed: 0, possibleDuplicates: 0 };
+  const began = new Date();
   const client = await context.ledger.pool.connect();
   let broken: Error | undefined;
   try {
@@ -91,6 +92,7 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
           const published = await publishRows(context, client, stream, rows, rounds, result);
           rounds = published ? 0 : rounds + 1;
           if (last && published) {
+            await recordPublication(client, stream, began, result);
             await client.query('SELECT holdfast.end_outage($1, $2)', [context.leaderEpoch, stream.streamId]);
             done = true;
           }
@@ -112,6 +114,26 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
   } finally {
     client.release(broken);
   }
+}
+
+/** An outage is a recovery as well: from when it began until nothing waits any more. */
+async function recordPublication(
+  client: pg.PoolClient,
+  stream: Stream,
+  began: Date,
+  { published, claimed, aliases, possibleDuplicates }: PublishResult,
+): Promise<void> {
+  if (published + claimed === 0) return;
+  await client.query(
+    `INSERT INTO holdfast.recovery (stream_id, epoch, cause, noticed_at, began_at, completed_at, attempts,
+                                    entries_restored, aliases, possible_duplicates)
+     SELECT stream_id, epoch,
+            CASE mode WHEN 'normal' THEN 'late commits' ELSE coalesce('accepted meanwhile: ' || mode_cause, 'outage') END,
+            CASE mode WHEN 'normal' THEN $2 ELSE LEAST(mode_since, $2) END, $2, clock_timestamp(), 1,
+            $3, $4, $5
+       FROM holdfast.stream WHERE stream_id = $1`,
+    [stream.streamId, began, published, aliases, possibleDuplicates],
+  );
 }
 
 /** Gives false where nothing was published, but rows have new IDs that must be committed first. */

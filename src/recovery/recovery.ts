@@ -30,7 +30,14 @@ import { compare, type KnownStream } from './compare.ts';
 import { Discovery } from './discover.ts';
 import { endStreams } from './end-streams.ts';
 import { readKnownStreams } from './known-streams.ts';
-import { byField, type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
+import {
+  byField,
+  isOutOfMemory,
+  type KvAddress,
+  type KvArgument,
+  KvConnection,
+  type KvReply,
+} from './kv-connection.ts';
 import {
   type KvSnapshot,
   parseServerIdentity,
@@ -449,14 +456,14 @@ export class Recovery {
   ): Promise<{ readonly acknowledged: Buffer[]; readonly earlier: number }> {
     const connection = await this.#connect();
     const ids = stream.restoredEpoch === 0 ? given : await this.#underNewIds(connection, stream, group, given);
-    const replies = await connection.transaction(stream.database, [
+    const replies = await connection.readTogether(stream.database, [
       ['XINFO', 'GROUPS', stream.name],
       ...ids.map((id): KvArgument[] => {
         const text = formatEntryId(id);
         return ['XPENDING', stream.name, group.name, text, text, 1];
       }),
     ]);
-    const groups = replies?.[0];
+    const groups = replies[0];
     if (!Array.isArray(groups)) return NOTHING_ACKNOWLEDGED;
     const own = groups.map(byField).find((fields) => group.name.equals(fields.get('name') as Buffer));
     const last = own?.get('last-delivered-id');
@@ -464,7 +471,7 @@ export class Recovery {
     const lastDeliveredId = parseEntryId(last, 'min')!;
     const everDeliveredId = maxEntryId(lastDeliveredId, group.everDeliveredId);
     const acknowledged = ids.filter((id, index) => {
-      const pending = replies?.[index + 1];
+      const pending = replies[index + 1];
       return Array.isArray(pending) && pending.length === 0 && id.compare(everDeliveredId) <= 0;
     });
     return { acknowledged, earlier: acknowledged.filter((id) => id.compare(lastDeliveredId) > 0).length };
@@ -771,7 +778,13 @@ export class Recovery {
       await connection.command(0, ['UNWATCH']);
       return;
     }
-    await connection.transaction(0, [['SET', WITNESS_KEY, formatWitness(ours)]]);
+    try {
+      await connection.transaction(0, [['SET', WITNESS_KEY, formatWitness(ours)]]);
+    } catch (thrown) {
+      // Without it nothing can be restored, which for want of memory would fail as well; the look goes on.
+      if (!isOutOfMemory(thrown)) throw thrown;
+      await connection.command(0, ['UNWATCH']);
+    }
   }
 
   /** The leader's work: restores and backlogs, one after the other, again when something came meanwhile. */

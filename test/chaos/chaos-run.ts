@@ -205,6 +205,7 @@ function violationsOf(
   recoveries: readonly RecoveryRecord[],
   errors: Readonly<Record<string, ErrorCount>>,
 ): string[] {
+  const doubtful = recoveries.reduce((sum, record) => sum + record.possibleDuplicates, 0);
   const mustBeZero: readonly (readonly [count: number, what: string])[] = [
     [verdict.lost, 'acknowledged events lost'],
     [verdict.observedLost, 'observed events lost'],
@@ -213,6 +214,7 @@ function violationsOf(
     [verdict.foreign, 'deliveries of entries that nobody added'],
     [verdict.redeliveredUnbounded, 'deliveries after a recorded acknowledgement'],
     [verdict.redelivered - verdict.redeliveredMax, 'redeliveries above the bound'],
+    [verdict.doubled - doubtful, 'events under two IDs that were not counted as doubtful'],
     [verdict.reborn, 'deliveries of deleted entries'],
     [verdict.idOrderBroken, 'IDs out of order'],
     [verdict.deliveryOrderBroken, 'deliveries out of order in calm times'],
