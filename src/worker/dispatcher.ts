@@ -42,18 +42,17 @@ export interface Dispatcher {
   readonly running: number;
   /** Handlers that ignored their signal and still hold a slot. */
   readonly stuck: number;
-  /** How many more entries than free slots will be wanted within READ_AHEAD_MS, at the pace of the last ones. */
-  readonly readAhead: number;
+  /** How many more entries than free slots will be wanted within `horizonMs`, at the pace of the last ones. */
+  readAhead(horizonMs: number): number;
   /** `performance.now()` of the last outcome. */
   readonly lastOutcomeAt: number;
   /** Nothing starts any more. */
   stop(): void;
 }
 
-/** A handler that is done in a moment must not wait for a round trip; one that takes long must not hoard entries. */
-const READ_AHEAD_MS = 25;
 const READ_AHEAD_MAX = 512;
-const PACE_WEIGHT = 0.05;
+/** So small that one slow call among many fast ones does not look like a change of pace. */
+const PACE_WEIGHT = 0.02;
 
 export interface DispatcherOptions {
   readonly app: App;
@@ -198,9 +197,9 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
     get stuck() {
       return lanes.reduce((sum, lane) => sum + lane.stuck, 0);
     },
-    get readAhead() {
+    readAhead(horizonMs) {
       const slots = lanes.reduce((sum, lane) => sum + lane.limit(), 0);
-      return Math.min(READ_AHEAD_MAX, Math.floor((slots * READ_AHEAD_MS) / Math.max(pace, 0.01)));
+      return Math.min(READ_AHEAD_MAX, Math.floor((slots * horizonMs) / Math.max(pace, 0.01)));
     },
     get lastOutcomeAt() {
       return lastOutcomeAt;

@@ -34,6 +34,13 @@ const BLOCK_MS = 2000;
 const DUE_POLL_MS = 250;
 const DUE_POLL_MS_MAX = 2000;
 const BATCH_MAX = 500;
+/**
+ * Entries are taken in for so long in advance, and for as long as the store takes to answer: a handler that is done in a
+ * moment must not wait for round trips, one that takes long must not hoard entries.
+ */
+const READ_AHEAD_MS = 25;
+const LOOK_UP_WEIGHT = 0.1;
+const LOOK_UP_MS_MAX = 200;
 const REPORT_BATCH_MAX = 50;
 /** Outcomes on their way to the KV store; beyond it nothing more is read. */
 const SETTLING_MAX = 4096;
@@ -101,6 +108,8 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   let dueHint = false;
   let recoveryNeeded = false;
   let storeDownUntil = 0;
+  /** Mean time of a look into the store, recent ones counting most. */
+  let lookUpMs = 0;
   let loops: Promise<unknown> = Promise.resolve();
   const roomWaiters = new Set<() => void>();
   const stopped = new AbortController();
@@ -110,8 +119,9 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   /** How many entries to take in now. */
   function room(): number {
     if (settlingCount() > SETTLING_MAX) return 0;
-    const { free, readAhead } = options.dispatcher();
-    const wanted = free + readAhead - queued;
+    const dispatcher = options.dispatcher();
+    const readAhead = dispatcher.readAhead(READ_AHEAD_MS + 2 * lookUpMs);
+    const wanted = dispatcher.free + readAhead - queued;
     // A long queue is filled up by halves, so that many small reads become few large ones.
     if (wanted < Math.max(1, readAhead / 2)) return 0;
     return order === undefined ? wanted : Math.min(wanted, ORDERED_HELD_MAX - held.size);
@@ -208,11 +218,15 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
 
   async function lookUp(entries: readonly Held[]): Promise<ReadonlyMap<string, KnownEntry> | undefined> {
     if (store === undefined || entries.length === 0 || performance.now() < storeDownUntil) return undefined;
+    const startedAt = performance.now();
     try {
-      return await store.lookUp(
+      const known = await store.lookUp(
         stream,
         entries.map((entry) => entry.id),
       );
+      const tookMs = Math.min(LOOK_UP_MS_MAX, performance.now() - startedAt);
+      lookUpMs += (tookMs - lookUpMs) * LOOK_UP_WEIGHT;
+      return known;
     } catch (error) {
       storeFailed(error);
       return undefined;
