@@ -13,7 +13,6 @@ import type { ScopedExchange } from './scope.ts';
 const EVAL = Buffer.from('EVAL');
 const ZERO = Buffer.from('0');
 const RETURN_ERROR = Buffer.from('return {err=ARGV[1]}');
-const NO_SCRIPT = 'NOSCRIPT No matching script. Please use EVAL.';
 /** A script that does nothing, for requests that the server refuses for their arguments. */
 const NOTHING = Buffer.from('return 0');
 /** No script has it. */
@@ -56,7 +55,8 @@ export function runScript(scoped: ScopedExchange): void | Promise<void> {
   }
   if (bySha) {
     const script = scripts.find(session.identity.owner, args[1]!.toString('latin1'));
-    if (script === undefined) answerError(exchange, NO_SCRIPT);
+    // The server has its own words for a script that it does not know.
+    if (script === undefined) exchange.args = rewriteRequest(scoped.scope, scoped.rule, args).args.with(1, UNKNOWN_SHA);
     else send(scoped, script, Buffer.from(sentFor(scoped.scope, script).sha));
     return;
   }
@@ -119,6 +119,6 @@ export function showScript({ exchange, session, scripts }: ScopedExchange): void
   const sha = exchange.args[2];
   if (sha === undefined || exchange.args.length !== 3) return;
   const script = scripts.find(session.identity.owner, sha.toString('latin1'));
-  if (script === undefined) answerError(exchange, NO_SCRIPT);
+  if (script === undefined) exchange.args = exchange.args.with(2, UNKNOWN_SHA);
   else exchange.respond(encode.bulk(script.body));
 }

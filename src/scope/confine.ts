@@ -33,6 +33,15 @@ const WHILE_SUBSCRIBED = new Set([
   'reset',
 ]);
 
+/** In a transaction these are the KV store's, which knows lanes and not clients. */
+const NOT_IN_TRANSACTION = new Set([
+  'client|list',
+  'client|kill',
+  'client|unblock',
+  'client|tracking',
+  'client|getredir',
+]);
+
 export function refused(command: CommandEntry | undefined, args: readonly Buffer[]): HoldfastError {
   const given = args[0]!.subarray(0, 64).toString();
   const name = command === undefined ? given : command.name.replace('|', ' ').toUpperCase();
@@ -72,6 +81,9 @@ function confineOrThrow(
       'ERR',
       `Can't execute '${name.replace('|', ' ')}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context`,
     );
+  }
+  if (situation === 'transaction' && NOT_IN_TRANSACTION.has(name)) {
+    throw notPermitted(`'${name.replace('|', ' ').toUpperCase()}' cannot be used inside MULTI in a scope`);
   }
   if (name === 'client|tracking' && situation === 'plain') return confineTracking(session, args);
   return name === 'holdfast|with' ? confineWith(session, args) : undefined;

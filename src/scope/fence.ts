@@ -40,7 +40,17 @@ const UNKNOWN_MODIFIER = /modifier '\+([^']+)'/;
 const DEBUG_ALLOWED = ['debug|object', 'debug|digest-value'];
 /** What Holdfast sends in place of commands that it carries out itself. */
 const SENT_INSTEAD = ['keys', 'scan', 'unlink', 'eval', 'select', 'exists', 'ping'];
-const NEVER_SENT = new Set(['flushdb', 'flushall', 'dbsize', 'randomkey', 'script|flush', 'script|show', 'acl|whoami']);
+const NEVER_SENT = new Set([
+  'flushdb',
+  'flushall',
+  'dbsize',
+  'randomkey',
+  'script|flush',
+  'script|show',
+  'acl|whoami',
+  'client|list',
+  'client|kill',
+]);
 
 function allowedCommands(): string[] {
   const allowed = new Set(SENT_INSTEAD);

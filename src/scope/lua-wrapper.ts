@@ -266,7 +266,7 @@ function hiding(source: string, { unknownGlobals }: WrapperShape): string[] {
   const unknown = unknownGlobals.filter((name) => source.includes(name));
   return [
     ...(source.includes('getmetatable') || source.includes('_G')
-      ? ["local function getmetatable(t) if $t(t)=='table' then return $m(t) end end"]
+      ? ["local function getmetatable(t) if $t(t)=='table' then return $m(t) end return nil end"]
       : []),
     `local ${[HIDDEN_GLOBALS, ...unknown].join(',')}`,
   ];

@@ -366,6 +366,17 @@ describe.each([
       /^!ERR The client ID you want redirect to does not exist/,
     );
     expect(plain(await other.send('PING'))).toBe('PONG');
+    for (const args of [
+      ['LIST'],
+      ['KILL', 'ID', '1'],
+      ['UNBLOCK', '1'],
+      ['TRACKING', 'ON', 'REDIRECT', '1'],
+      ['GETREDIR'],
+    ]) {
+      await a('MULTI');
+      expect(await a('CLIENT', ...args)).toMatch(/^!NOPERM/);
+      expect(await a('EXEC')).toMatch(/^!EXECABORT/);
+    }
     expect(await a('CLIENT', 'KILL', 'ID', Number(ownId))).toBe(1);
     await expect(own.send('PING')).rejects.toThrow();
   });

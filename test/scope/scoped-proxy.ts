@@ -35,19 +35,33 @@ export interface ScopedProxy {
 
 export interface ScopedProxyOptions {
   readonly users: Readonly<Record<string, Partial<IdentityUser> & { readonly scope: string }>>;
-  readonly fenced?: boolean;
+  /** `open`: behind a user that may do everything, so that nothing but Holdfast keeps scopes apart. */
+  readonly fence?: 'closed' | 'open' | 'none';
   readonly interceptors?: readonly Interceptor[];
   readonly proxy?: Partial<ProxyOptions>;
+}
+
+function openFence(admin: ScopeAdmin): Fence {
+  return {
+    credentials: () => ({
+      username: 'open',
+      password: Buffer.from('open'),
+      prepare: async () => {
+        await admin.command(['ACL', 'SETUSER', 'open', 'on', '>open', '~*', '&*', '+@all']);
+      },
+    }),
+    close: async () => undefined,
+  };
 }
 
 /** Users have their name as password. */
 export async function startScopedProxy(
   kvPort: number,
-  { users, fenced = true, interceptors = [], proxy = {} }: ScopedProxyOptions,
+  { users, fence: kind = 'closed', interceptors = [], proxy = {} }: ScopedProxyOptions,
 ): Promise<ScopedProxy> {
   const admin = connectScopeAdmin({ port: kvPort });
   cleanups.push(() => admin.close());
-  const fence = fenced ? await buildFence(admin, silent) : undefined;
+  const fence = kind === 'closed' ? await buildFence(admin, silent) : kind === 'open' ? openFence(admin) : undefined;
   cleanups.push(() => fence?.close());
   const identities = createIdentities({
     users: new Map(
