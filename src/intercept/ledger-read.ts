@@ -196,7 +196,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       parsed.group !== undefined &&
       reading.streams.some((stream) => {
         const group = stream.groups.get(parsed.group!.toString('latin1'));
-        return group !== undefined && !group.changing;
+        return group !== undefined && !group.changing && !stream.ended;
       });
     const ofStore = code === 'UNBLOCKED' || code === 'LOADING' || code === 'MASTERDOWN';
     if (exchange.queued || !(ofGroup || ofStore)) return reply;

@@ -1,6 +1,6 @@
 /**
- * The connection to Postgres: a pool, and whether it answers. `available` is a fact to branch on without waiting; it
- * falls with the first failed statement and rises with the first probe that succeeds.
+ * The connection to Postgres: a pool, and whether it answers. `available` is a fact to branch on without waiting: a failed
+ * statement makes a probe, which decides; while it fails it is repeated.
  */
 import pg from 'pg';
 import type { Logger } from 'pino';
@@ -8,6 +8,7 @@ import { messageOf } from '../errors.ts';
 import { isContention, isRetryable } from './sqlstate.ts';
 
 const PROBE_MS = 200;
+const PROBE_TIMEOUT_MS = 500;
 const CONNECT_TIMEOUT_MS = 3000;
 const IDLE_IN_TRANSACTION_MS = 3000;
 
@@ -51,25 +52,37 @@ export function connectPostgres(options: {
 
   let available = true;
   let closed = false;
-  let probe: NodeJS.Timeout | undefined;
+  let probing = false;
+  let next: NodeJS.Timeout | undefined;
   const waiting = new Set<() => void>();
 
-  const schedule = (): void => {
-    if (closed || probe !== undefined) return;
-    probe = setTimeout(() => {
-      pool.query('SELECT 1').then(
-        () => {
-          probe = undefined;
-          available = true;
-          options.log.warn('the ledger answers again');
-          for (const wake of [...waiting]) wake();
-        },
-        () => {
-          probe = undefined;
-          schedule();
-        },
-      );
-    }, PROBE_MS);
+  // One connection that broke says nothing of the server: the probe does, on another one.
+  const probe = (): void => {
+    if (closed || probing) return;
+    probing = true;
+    const slow = setTimeout(() => become(false), PROBE_TIMEOUT_MS);
+    pool.query('SELECT 1').then(
+      () => {
+        clearTimeout(slow);
+        probing = false;
+        become(true);
+      },
+      () => {
+        clearTimeout(slow);
+        probing = false;
+        become(false);
+        if (!closed) next = setTimeout(probe, PROBE_MS);
+      },
+    );
+  };
+
+  const become = (now: boolean): void => {
+    if (now !== available && !closed) {
+      if (now) options.log.warn('the ledger answers again');
+      else options.log.error('the ledger does not answer');
+    }
+    available = now;
+    if (now) for (const wake of [...waiting]) wake();
   };
 
   return {
@@ -80,9 +93,8 @@ export function connectPostgres(options: {
     failed(thrown) {
       if (!isRetryable(thrown)) return false;
       if (isContention(thrown)) return true;
-      if (available && !closed) options.log.error({ err: messageOf(thrown) }, 'the ledger does not answer');
-      available = false;
-      schedule();
+      options.log.debug({ err: messageOf(thrown) }, 'a statement to the ledger failed');
+      probe();
       return true;
     },
     whenAvailable(limitMs) {
@@ -105,7 +117,7 @@ export function connectPostgres(options: {
     },
     async close() {
       closed = true;
-      clearTimeout(probe);
+      clearTimeout(next);
       for (const wake of [...waiting]) wake();
       await pool.end();
     },

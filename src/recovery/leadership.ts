@@ -13,6 +13,7 @@ import type { Ledger } from '../ledger/ledger.ts';
 
 const LEADER_LOCK = 0x4846_0002;
 const STALE_MS = 4000;
+const SIGN_OF_LIFE_MS = 500;
 
 export class Leadership {
   readonly #ledger: Ledger;
@@ -36,16 +37,9 @@ export class Leadership {
     return this.#epoch;
   }
 
-  /** Tries to lead, or shows that it still does. Gives whether it leads. Rejects with Postgres's errors. */
+  /** Tries to lead, unless it does. Gives whether it leads. Rejects with Postgres's errors. */
   async renew(): Promise<boolean> {
-    if (this.#leads) {
-      const { rowCount } = await this.#session!.query(
-        'UPDATE holdfast.kv_store SET leader_seen_at = clock_timestamp() WHERE epoch = $1',
-        [this.#epoch],
-      );
-      if (rowCount === 0) await this.resign('another sidecar leads');
-      return this.#leads;
-    }
+    if (this.#leads) return true;
     const session = this.#session ?? (await this.#open());
     const { rows } = await session.query<{ locked: boolean }>('SELECT pg_try_advisory_lock($1) AS locked', [
       LEADER_LOCK,
@@ -56,6 +50,7 @@ export class Leadership {
       ]);
       this.#epoch = Number(raised[0]!.epoch);
       this.#leads = true;
+      this.#live(session);
       this.#log.info({ epoch: this.#epoch }, 'leading recovery');
       return true;
     }
@@ -63,11 +58,22 @@ export class Leadership {
       `SELECT pg_terminate_backend(pid) AS ended FROM pg_locks
         WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
           AND (classid::bigint << 32 | objid::bigint) = $1
-          AND (SELECT leader_seen_at < clock_timestamp() - $2 * interval '1 millisecond' FROM holdfast.kv_store)`,
+          AND (SELECT seen_at < clock_timestamp() - $2 * interval '1 millisecond' FROM holdfast.leader)`,
       [LEADER_LOCK, STALE_MS],
     );
     if (ended.length > 0) this.#log.warn('the leading sidecar gives no sign of life, taking over');
     return false;
+  }
+
+  /** Signs of life come by the clock, on the session that holds the lock, whatever else this process does. */
+  #live(session: pg.Client): void {
+    const timer = setInterval(() => {
+      session
+        .query('UPDATE holdfast.leader SET seen_at = clock_timestamp() WHERE epoch = $1', [this.#epoch])
+        .then(({ rowCount }) => (rowCount === 0 ? this.resign('another sidecar leads') : undefined))
+        .catch((thrown: unknown) => this.#log.debug({ err: messageOf(thrown) }, 'no sign of life could be given'));
+    }, SIGN_OF_LIFE_MS);
+    session.once('end', () => clearInterval(timer));
   }
 
   async #open(): Promise<pg.Client> {

@@ -318,6 +318,7 @@ async function claimInDoubt(
   );
   const taken = new Set(claimed.map((row) => row.id.toString('latin1')));
   const left: BacklogRow[] = [];
+  const claims: { readonly id: Buffer; readonly found: Buffer }[] = [];
   for (const row of rows) {
     const free = row.in_doubt
       ? byFields
@@ -329,14 +330,17 @@ async function claimInDoubt(
       continue;
     }
     taken.add(free.toString('latin1'));
-    await database.query('SELECT holdfast.claim_backlog($1, $2::smallint, $3, $4, $5)', [
+    claims.push({ id: row.id, found: free });
+  }
+  if (claims.length > 0) {
+    await database.query('SELECT holdfast.claim_backlog($1, $2::smallint, $3, $4::bytea[], $5::bytea[])', [
       leaderEpoch,
       SLOT,
       stream.streamId,
-      row.id,
-      free,
+      byteaArray(claims.map(({ id }) => id)),
+      byteaArray(claims.map(({ found }) => found)),
     ]);
-    result.claimed += 1;
+    result.claimed += claims.length;
   }
   return left;
 }

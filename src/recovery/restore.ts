@@ -33,6 +33,7 @@ import type { KnownGroup, KnownStream } from './compare.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
 import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { swapByScript } from './swap-script.ts';
 import { formatWitness, restoreKey, WITNESS_KEY } from './witness.ts';
 
 export interface RestoreContext {
@@ -61,20 +62,23 @@ const LEDGER_PAGE_ROWS = 5000;
 const KV_PAGE_ENTRIES = 1000;
 const COMMAND_TIMEOUT_MS = 30_000;
 const SWAP_ATTEMPTS_MAX = 50;
+/** After so many looks that were outrun by a client, one script does the last merge and the swap. */
+const WATCH_ATTEMPTS_MAX = 4;
 const REBUILD_ATTEMPTS_MAX = 5;
 /** A side key that a dead leader leaves behind goes by itself. */
 const SIDE_KEY_TTL_MS = 3_600_000;
 
-/** Entries of the stream in the KV store, above `after`, in pages. */
+/** Entries of the stream in the KV store, above `after` up to `until`, in pages. */
 async function* kvEntries(
   connection: KvConnection,
-  database: number,
-  key: Buffer,
+  { database, name }: KnownStream,
   after: Buffer,
+  until: Buffer,
 ): AsyncGenerator<Entry[]> {
   for (let last = after; ; ) {
     const from = last.equals(ENTRY_ID_ZERO) ? '-' : `(${formatEntryId(last)}`;
-    const reply = await connection.command(database, ['XRANGE', key, from, '+', 'COUNT', KV_PAGE_ENTRIES]);
+    const to = formatEntryId(until);
+    const reply = await connection.command(database, ['XRANGE', name, from, to, 'COUNT', KV_PAGE_ENTRIES]);
     const page = (reply as KvReply[]).map((member): Entry => {
       const [id, fields] = member as [Buffer, Buffer[]];
       return { id: parseEntryId(id)!, fields: encodeFields(fields) };
@@ -136,9 +140,8 @@ interface Build {
   aliases: number;
   length: number;
   lastId: Buffer;
-  /** The stream as it was when the merge of its entries began; what is newer is merged before the swap. */
+  /** The stream up to whose last ID all is merged; what is newer is merged before the swap. */
   seen: StreamSnapshot | undefined;
-  seenLastId: Buffer;
 }
 
 export async function restoreStream(context: RestoreContext, streamId: number): Promise<RestoreResult | undefined> {
@@ -220,7 +223,6 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
     length: 0,
     lastId: ENTRY_ID_ZERO,
     seen: typeof actual === 'string' ? undefined : actual,
-    seenLastId: ENTRY_ID_ZERO,
   };
   const writer = await BulkWriter.open(context.address, known.database);
   try {
@@ -259,7 +261,7 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
     };
 
     const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low));
-    const fromKv = new Head(kvEntries(connection, known.database, known.name, ENTRY_ID_ZERO));
+    const fromKv = new Head(kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO));
     for (let steps = 1; ; steps += 1) {
       const ours = fromLedger.ready ?? (await fromLedger.fill());
       const theirs = build.seen === undefined ? undefined : (fromKv.ready ?? (await fromKv.fill()));
@@ -279,7 +281,6 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
       }
       if (order >= 0) {
         fromKv.advance();
-        build.seenLastId = theirs!.id;
         if (!deleted.has(theirs!.id) && theirs!.id.compare(known.floorId) >= 0) {
           put(theirs!);
           build.merged += 1;
@@ -333,18 +334,22 @@ function entriesAdded(known: KnownStream, build: Build): number {
   return Math.max(known.added + build.unknown, build.seen?.entriesAdded ?? 0, build.length);
 }
 
-function xsetid(key: Buffer, known: KnownStream, build: Build): KvArgument[] {
+function watermarks(
+  known: KnownStream,
+  build: Build,
+): { readonly lastId: string; readonly entriesAdded: number; readonly maxDeletedId: string } {
   const last = maxEntryId(maxEntryId(build.lastId, known.lastId), build.seen?.lastId ?? ENTRY_ID_ZERO);
   const deleted = maxEntryId(known.maxDeletedId, build.seen?.maxDeletedId ?? ENTRY_ID_ZERO);
-  return [
-    'XSETID',
-    key,
-    formatEntryId(last),
-    'ENTRIESADDED',
-    entriesAdded(known, build),
-    'MAXDELETEDID',
-    formatEntryId(deleted.compare(last) > 0 ? last : deleted),
-  ];
+  return {
+    lastId: formatEntryId(last),
+    entriesAdded: entriesAdded(known, build),
+    maxDeletedId: formatEntryId(deleted.compare(last) > 0 ? last : deleted),
+  };
+}
+
+function xsetid(key: Buffer, known: KnownStream, build: Build): KvArgument[] {
+  const { lastId, entriesAdded: added, maxDeletedId } = watermarks(known, build);
+  return ['XSETID', key, lastId, 'ENTRIESADDED', added, 'MAXDELETEDID', maxDeletedId];
 }
 
 function createGroup(
@@ -400,14 +405,34 @@ async function swapIn(
     if (now !== undefined && (before === undefined || !sameEntries(now, before))) {
       // Written to meanwhile. Appended entries are merged at the end; anything else needs the whole merge again.
       const came: Entry[] = [];
-      const after = maxEntryId(build.seenLastId, ENTRY_ID_ZERO);
-      for await (const page of kvEntries(reader, database, name, after)) came.push(...page);
+      const after = build.seen?.lastId ?? ENTRY_ID_ZERO;
+      for await (const page of kvEntries(reader, known, after, now.lastId)) came.push(...page);
+      const top = maxEntryId(build.lastId, known.lastId);
       const appended = now.entriesAdded - (before?.entriesAdded ?? 0) === came.length;
-      if (!appended || came.some((entry) => entry.id.compare(build.lastId) <= 0)) {
+      if (!appended || came.some((entry) => entry.id.compare(top) <= 0)) {
         await fenced.command(0, ['UNWATCH']);
         return undefined;
       }
       await fenced.command(0, ['UNWATCH']);
+      if (attempt >= WATCH_ATTEMPTS_MAX) {
+        const merged = await swapByScript(reader, {
+          database,
+          fenceKey: WITNESS_KEY,
+          fence,
+          stream: name,
+          side,
+          parked: Buffer.concat([side, Buffer.from(':replaced')]),
+          mergedId: formatEntryId(after),
+          mergedAdded: build.seen?.entriesAdded ?? 0,
+          ...watermarks(known, build),
+          groups: [...known.groups.values()].map((group) => group.name),
+        });
+        if (merged === 'fence') throw new HoldfastError('RECOVERING', 'the fence is gone: another leader restores');
+        if (merged === 'rebuild') return undefined;
+        if (merged === 'many') continue;
+        build.merged += merged;
+        return verified(reader, known);
+      }
       const replies = await reader.pipeline(
         database,
         came.map((entry): KvArgument[] => ['XADD', side, formatEntryId(entry.id), ...decodeFields(entry.fields)]),
@@ -418,10 +443,7 @@ async function swapIn(
       build.merged += came.length;
       build.unknown += came.length;
       build.seen = now;
-      if (came.length > 0) {
-        build.lastId = came.at(-1)!.id;
-        build.seenLastId = build.lastId;
-      }
+      if (came.length > 0) build.lastId = came.at(-1)!.id;
       await reader.command(database, xsetid(side, known, build));
       continue;
     }
@@ -446,13 +468,18 @@ async function swapIn(
     if (refused instanceof Error)
       throw new HoldfastError('RECOVERING', `taking the name was refused: ${refused.message}`);
 
-    const verified = await readState(reader, known);
-    if (verified === undefined || verified.lastId.compare(known.lastId) < 0 || verified.entriesAdded < known.added) {
-      throw new HoldfastError('RECOVERING', 'the restored stream is not what was built');
-    }
-    return verified;
+    return verified(reader, known);
   }
   return undefined;
+}
+
+/** Reads back what has the name now. */
+async function verified(reader: KvConnection, known: KnownStream): Promise<StreamSnapshot> {
+  const actual = await readState(reader, known);
+  if (actual === undefined || actual.lastId.compare(known.lastId) < 0 || actual.entriesAdded < known.added) {
+    throw new HoldfastError('RECOVERING', 'the restored stream is not what was built');
+  }
+  return actual;
 }
 
 function sameEntries(a: StreamSnapshot, b: StreamSnapshot): boolean {

@@ -21,15 +21,22 @@ INSERT INTO holdfast.identity DEFAULT VALUES;
 CREATE TABLE holdfast.kv_store (
   singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
   epoch bigint NOT NULL DEFAULT 0,
-  leader_pid integer,
-  leader_name text,
-  leader_seen_at timestamptz,
   run_id text,
   replication_id text,
   compared_at timestamptz,
   adopted_at timestamptz
 );
 INSERT INTO holdfast.kv_store DEFAULT VALUES;
+
+-- Who leads recovery, and when it gave its last sign of life.
+CREATE TABLE holdfast.leader (
+  singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+  epoch bigint NOT NULL DEFAULT 0,
+  pid integer,
+  name text,
+  seen_at timestamptz
+);
+INSERT INTO holdfast.leader DEFAULT VALUES;
 
 -- One row for each incarnation of a stream. `normal`: the KV store is the sequencer. `outage`: the ledger is, nobody
 -- forwards an XADD. `restoring`: a leader rebuilds it. Leaving `normal` raises the epoch.
@@ -437,9 +444,13 @@ END $$;
 
 -- Raises the fencing epoch for a new leader; from then on the previous one's writes here and in the KV store fail.
 CREATE FUNCTION holdfast.lead(p_name text) RETURNS bigint LANGUAGE sql AS $$
-  UPDATE holdfast.kv_store
-     SET epoch = epoch + 1, leader_pid = pg_backend_pid(), leader_name = p_name, leader_seen_at = clock_timestamp()
-  RETURNING epoch
+  UPDATE holdfast.leader SET seen_at = clock_timestamp();
+  WITH raised AS (
+    UPDATE holdfast.kv_store SET epoch = epoch + 1 RETURNING epoch
+  )
+  UPDATE holdfast.leader SET epoch = raised.epoch, pid = pg_backend_pid(), name = p_name, seen_at = clock_timestamp()
+    FROM raised
+  RETURNING raised.epoch
 $$;
 
 -- First statement of whatever a leader writes: fails where another one leads by now, and keeps a new one waiting until
@@ -511,13 +522,13 @@ BEGIN
   UPDATE holdfast.entry SET id = p_new_id WHERE stream_id = p_stream AND id = p_id;
 END $$;
 
--- A row in doubt was found in the KV store under p_found: it is that entry.
-CREATE FUNCTION holdfast.claim_backlog(p_leader bigint, p_slot smallint, p_stream bigint, p_id bytea, p_found bytea)
+-- Rows are in the KV store under p_found: they are those entries.
+CREATE FUNCTION holdfast.claim_backlog(p_leader bigint, p_slot smallint, p_stream bigint, p_ids bytea[], p_found bytea[])
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  PERFORM holdfast.alias_backlog(p_leader, p_stream, ARRAY[p_id], ARRAY[p_found]);
-  UPDATE holdfast.entry SET observed = false WHERE stream_id = p_stream AND id = p_found AND observed;
-  PERFORM holdfast.publish_backlog(p_leader, p_slot, p_stream, ARRAY[p_found]);
+  PERFORM holdfast.alias_backlog(p_leader, p_stream, p_ids, p_found);
+  UPDATE holdfast.entry SET observed = false WHERE stream_id = p_stream AND id = ANY (p_found) AND observed;
+  PERFORM holdfast.publish_backlog(p_leader, p_slot, p_stream, p_found);
 END $$;
 
 -- The restore of p_epoch is complete: back to normal, or on to the backlog that gathered meanwhile.
