@@ -217,13 +217,13 @@ describe.each(kvKinds)('with %s', (kind) => {
     const client = sidecar.client();
     await add(client, 3);
     const [known] = await readKnownStreams(sidecar.ledger.pool, undefined);
+    const stale = sidecar.recovery.status().leaderEpoch;
+    await sidecar.recovery.stop();
     await sidecar.ledger.pool.query(`SELECT holdfast.raise_epoch($1, $2, 'restoring', 'test', NULL)`, [
       known!.streamId,
       known!.epoch,
     ]);
-    await sidecar.recovery.stop();
     await direct.del('s');
-    const stale = sidecar.recovery.status().leaderEpoch;
     const context = { ledger: sidecar.ledger, address: { port: kv.port }, log: { warn: () => undefined } as never };
     // Another one leads, and says so in the KV store, before the old one takes the name.
     await direct.set('holdfast:epoch', `${sidecar.ledger.identity} ${stale + 1}`);
