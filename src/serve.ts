@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { type ConnectionOptions, createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import { AggregatorRegistry } from 'prom-client';
+import { createCache } from './cache/cache.ts';
 import { type Address, formatAddress, parseAddress } from './config/address.ts';
 import type { Config, Listener } from './config/config.ts';
 import { loadConfig } from './config/load-config.ts';
@@ -263,6 +264,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
   steps.onStop('ACL users of scopes', () => identities.close());
 
   const { username: _username, password: _password, ...upstream } = target;
+  const cache = createCache({ kv: target, rules: config.leases, log });
   const proxy = await startProxy({
     hidesPush: isOwnPush,
     listen: config.listen.map(listenAddress),
@@ -277,6 +279,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
         entryBytesMax: config.ledger.entryBytesMax,
         onFailure: config.ledger.onFailure,
       },
+      cache,
       scripts: createScriptRegistry(scopeAdmin),
       carriedAs: carriageOf,
       infoFields,
@@ -292,6 +295,8 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
   });
   lanes = proxy;
   steps.onStop('proxy', () => proxy.stop(DRAIN_MS));
+  // First of all: who waits for a value would keep the proxy from finishing.
+  steps.onStop('cache', () => cache.stop());
 
   function infoFields(): Record<string, string | number> {
     const { clients, lanes } = proxy.status();

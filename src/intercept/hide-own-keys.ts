@@ -1,14 +1,15 @@
 /**
- * The keys that Holdfast keeps in the KV store (the witness, streams under restoration) are hidden from KEYS, SCAN,
+ * The keys that Holdfast keeps in the KV store (the witness, streams under restoration, leases) are hidden from KEYS, SCAN,
  * DBSIZE and RANDOMKEY, and from notifications and invalidations, so that a client that walks the keyspace finds its own keys only.
  */
+import { LEASES_KEY, OWNERS_KEY, RELEASED_KEY } from '../cache/lease-scripts.ts';
 import { WITNESS_KEY } from '../recovery/witness.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
 
 const OWN_PREFIX = Buffer.from(WITNESS_KEY);
-const EXISTS_WITNESS: readonly Buffer[] = [Buffer.from('EXISTS'), OWN_PREFIX];
+const EXISTS_OWN = ['EXISTS', WITNESS_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY].map((word) => Buffer.from(word));
 /** How often RANDOMKEY is asked again before the keyspace counts as holding nothing but Holdfast's keys. */
 const RANDOM_TRIES = 100;
 
@@ -64,11 +65,11 @@ async function randomKey(exchange: Exchange, first: Buffer): Promise<Buffer> {
   return nullBulk(exchange.session.protocol);
 }
 
-/** The witness is looked for behind the count; a client cannot tell, for nobody else sees it come and go. */
+/** Own keys are looked for behind the count; a client cannot tell, for nobody else sees them come and go. */
 async function databaseSize(exchange: Exchange, frame: Buffer): Promise<Buffer> {
   const size = readReply(frame);
-  if (size.type !== ':' || exchange.session.database !== 0) return frame;
-  const witness = readReply(await exchange.resend(EXISTS_WITNESS));
-  const own = witness.type === ':' ? Number(witness.bytes.toString()) : 0;
+  if (size.type !== ':') return frame;
+  const exists = readReply(await exchange.resend(EXISTS_OWN));
+  const own = exists.type === ':' ? Number(exists.bytes.toString()) : 0;
   return own === 0 ? frame : integer(Math.max(0, Number(size.bytes.toString()) - own));
 }

@@ -23,6 +23,8 @@ export interface SessionView {
   readonly database: number;
   readonly protocol: Protocol;
   readonly closed: boolean;
+  /** It has state that belongs to a connection of its own: a transaction, watched keys, client tracking, a subscription. */
+  readonly pinned: boolean;
   /** A place for an interceptor to keep what belongs to the session; dropped with it. */
   readonly state: Map<symbol, unknown>;
   /** Calls `listener` once when the session ends. */
@@ -73,8 +75,39 @@ export interface Exchange {
   run(args: readonly Buffer[], database?: number): Promise<Buffer>;
 }
 
+/** What `Glance.look` gives: the request goes on as it is, or becomes an exchange. */
+export const PLAIN = -1;
+export const EXCHANGE = -2;
+
+/**
+ * For interceptors that care about few requests, or about replies that are null or errors: they decide on the bytes that
+ * came, and no exchange is made for the rest. Other replies are not copied, and nothing is allocated for them.
+ *
+ *   look ──▶ PLAIN      forwarded, never heard of again
+ *        ──▶ EXCHANGE   an exchange, as without a glance
+ *        ──▶ mark ≥ 0   forwarded; reply null, an error or lost ──▶ an exchange that was sent already ──▶ late(exchange)
+ *                                  any other reply              ──▶ answered(mark, …)
+ *
+ * It is asked only where a session has nothing special (no transaction, no pinned connection); otherwise `request` is.
+ */
+export interface Glance {
+  /**
+   * The request stands in `buffer` at `start`, argument i between `start + bounds[2i]` and `start + bounds[2i + 1]`.
+   * `prefix` is put before the keys of a scoped session's request.
+   */
+  look(buffer: Buffer, start: number, bounds: Int32Array, argc: number, prefix: Buffer | undefined): number;
+  /** A reply has passed: its length with framing. */
+  answered(mark: number, replyBytes: number): void;
+  /** `args` are the client's own, keys prefixed. Only `onReply` and `onLost` have a meaning any more. */
+  late(exchange: Exchange): void;
+  /** What marked requests are sent as: `head`, the arguments from `argumentsFrom` on as they came, `tail`. */
+  readonly form?: { readonly head: Buffer; readonly argumentsFrom: number; readonly tail: Buffer };
+}
+
 export interface Interceptor {
   readonly name: string;
+  /** Has a use only where no other interceptor handles the command, but for those of scoped sessions. */
+  readonly glance?: Glance;
   /** Called for sessions with a scope only; costs others nothing. */
   readonly scopedOnly?: boolean;
   /** Asked once per command at start, and once with `undefined` for commands that the table does not know. */

@@ -1,6 +1,8 @@
 /** All interceptors of the sidecar, in the order in which requests pass them; replies pass them the other way round. */
+import type { Cache } from '../cache/cache.ts';
 import type { CommandEntry } from '../command/command.ts';
 import type { ScriptRegistry } from '../scope/script-registry.ts';
+import { cacheInterceptors } from './cache-interceptors.ts';
 import { hideOwnKeysInterceptor } from './hide-own-keys.ts';
 import { holdfastCommand } from './holdfast-command.ts';
 import { holdfastCommands } from './holdfast-commands.ts';
@@ -13,6 +15,7 @@ import { scopeInterceptor } from './scope.ts';
 
 export interface InterceptorParts {
   readonly ledger: LedgerContext;
+  readonly cache: Cache;
   readonly scripts: ScriptRegistry;
   /** How the proxy carries a command, in a word. */
   carriedAs(command: CommandEntry): string;
@@ -27,5 +30,6 @@ export function createInterceptors(parts: InterceptorParts): Interceptor[] {
     infoInterceptor(parts.infoFields),
     hideOwnKeysInterceptor(),
     ...ledgerInterceptors(parts.ledger),
+    ...cacheInterceptors(parts.cache),
   ];
 }

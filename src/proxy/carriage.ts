@@ -4,7 +4,7 @@
  */
 import type { CommandEntry } from '../command/command.ts';
 import { type CommandTable, commandTable } from '../command/table.ts';
-import type { Interceptor } from '../intercept/interceptor.ts';
+import type { Glance, Interceptor } from '../intercept/interceptor.ts';
 import type { KeyRange } from './identity.ts';
 
 export type Carriage =
@@ -106,6 +106,8 @@ export interface CommandPlan {
    * command name a key. Such requests are rewritten on the fast path.
    */
   readonly prefixedKeys: KeyRange | undefined;
+  /** Decides on the bytes whether a request needs its interceptor at all. */
+  readonly glance: Glance | undefined;
 }
 
 export interface CommandPlans {
@@ -130,16 +132,19 @@ export function planCommands(interceptors: readonly Interceptor[], prefixedKeys?
     const own = interceptors.filter(
       (interceptor) => (prefixedKeys !== undefined || interceptor.scopedOnly !== true) && interceptor.handles(command),
     );
-    const plain = carriage === 'shared' && own.every((interceptor) => interceptor.scopedOnly === true);
+    const unscoped = own.filter((interceptor) => interceptor.scopedOnly !== true);
+    const glancing = unscoped.length === 1 ? unscoped[0]!.glance : undefined;
+    const plain = carriage === 'shared' && (unscoped.length === 0 || glancing !== undefined);
     const keys = plain && command !== undefined ? prefixedKeys?.(command) : undefined;
-    const simple = plain && own.length === 0;
+    const rest = keys === undefined ? own : unscoped;
     return {
       command,
       carriage,
-      interceptors: keys === undefined ? own : [],
-      simple,
+      interceptors: rest,
+      simple: plain && rest.length === 0 && keys === undefined,
       container: false,
       prefixedKeys: keys,
+      glance: plain && rest.length === unscoped.length ? glancing : undefined,
     };
   };
   const plans = table.entries.map(decide);

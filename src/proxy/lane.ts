@@ -8,6 +8,7 @@
  *
  * Replies come in the order of the requests, so the queue's head always says what the next frame is for:
  *   plain   `count` replies of one receiver, passed on as they come, never held whole
+ *   glanced `count` replies of one receiver: nulls and errors go to who asked for them, others on as they come
  *   whole   one reply that its owner looks into, collected
  *   local   no reply: something the session answers itself when its turn has come
  *   confirm `count` confirmations of SUBSCRIBE and its kin
@@ -39,6 +40,14 @@ export interface OwedReply {
   lost(cause: HoldfastError, clientId?: number): void;
 }
 
+/** Somebody who counts replies, and takes those that are null or errors. Called once for each, in order. */
+export interface GlancedReplies {
+  /** A reply has been delivered. */
+  answered(replyBytes: number): void;
+  take(frame: Buffer): void;
+  lost(cause: HoldfastError): void;
+}
+
 /** The one session of a dedicated lane. */
 export interface LaneOwner {
   /** A push frame. */
@@ -57,6 +66,7 @@ const PLAIN = 0;
 const WHOLE = 1;
 const LOCAL = 2;
 const CONFIRM = 3;
+const GLANCED = 4;
 
 const BETWEEN = 0;
 const IN_PLAIN = 1;
@@ -66,7 +76,9 @@ const IN_CONFIRM = 4;
 
 const PUSH = 62;
 const ARRAY = 42;
-const ERROR = 45;
+const MINUS = 45;
+const BULK = 36;
+const NULL = 95;
 const OUT_BYTES = 128 * 1024;
 const NOTHING = Buffer.alloc(0);
 
@@ -116,6 +128,9 @@ export class Lane {
 
   private receivers: (ReplyReceiver | undefined)[] = new Array(64);
   private tasks: (OwedReply | undefined)[] = new Array(64);
+  private glances: (GlancedReplies | undefined)[] = new Array(64);
+  /** Of the glanced reply that is being read: what was delivered of it. */
+  private glancedBytes = 0;
   private counts = new Int32Array(64);
   private kinds = new Uint8Array(64);
   private mask = 63;
@@ -152,6 +167,20 @@ export class Lane {
       if (this.kinds[tail] === PLAIN && this.receivers[tail] === receiver) this.counts[tail]! += count;
       else this.owe(PLAIN, receiver, undefined, count);
     } else this.owe(PLAIN, receiver, undefined, count);
+    this.append(buffer, start, end);
+  }
+
+  /** A run of `count` complete requests whose nulls and errors, and no other replies, go to `replies`. */
+  sendGlanced(
+    receiver: ReplyReceiver,
+    replies: GlancedReplies,
+    buffer: Buffer,
+    start: number,
+    end: number,
+    count: number,
+  ): void {
+    this.owe(GLANCED, receiver, undefined, count);
+    this.glances[(this.head + this.size - 1) & this.mask] = replies;
     this.append(buffer, start, end);
   }
 
@@ -249,8 +278,11 @@ export class Lane {
       const receiver = this.receivers[slot];
       const task = this.tasks[slot];
       const count = this.counts[slot]!;
+      const glances = this.glances[slot];
       this.pop();
-      if (kind === PLAIN) receiver?.repliesLost(count, first && partial, cause);
+      if (glances !== undefined && !(first && partial)) {
+        for (let i = 0; i < count; i += 1) glances.lost(cause);
+      } else if (kind === PLAIN || kind === GLANCED) receiver?.repliesLost(count, first && partial, cause);
       else task?.lost(cause, this.clientId);
       first = false;
     }
@@ -309,13 +341,26 @@ export class Lane {
     const slot = this.head;
     const owed = this.counts[slot]!;
     const receiver = this.receivers[slot];
+    const glances = this.glances[slot];
     let at = start;
     let done = 0;
-    do {
-      at = scanner.scan(buffer, at, length);
-      if (!scanner.complete) break;
-      done += 1;
-    } while (done < owed && at < length && buffer[at] !== PUSH);
+    if (glances === undefined) {
+      do {
+        at = scanner.scan(buffer, at, length);
+        if (!scanner.complete) break;
+        done += 1;
+      } while (done < owed && at < length && buffer[at] !== PUSH);
+    } else {
+      do {
+        const from = at;
+        if (scanner.atBoundary) this.glancedBytes = 0;
+        at = scanner.scan(buffer, at, length);
+        this.glancedBytes += at - from;
+        if (!scanner.complete) break;
+        done += 1;
+        glances.answered(this.glancedBytes);
+      } while (done < owed && at < length && buffer[at] !== PUSH && !isTaken(buffer, at, length));
+    }
     if (scanner.malformed) {
       this.close(new HoldfastError('KVDOWN', 'the KV store sent bytes that are not RESP'));
       return length;
@@ -355,10 +400,18 @@ export class Lane {
       this.owner?.push(frame);
       return at;
     }
+    const glances = this.glances[this.head];
+    if (glances !== undefined) {
+      this.counts[this.head]! -= 1;
+      if (this.counts[this.head] === 0) this.pop();
+      glances.take(frame);
+      this.runReached();
+      return at;
+    }
     const task = this.tasks[this.head]!;
     if (mode === IN_CONFIRM) {
       this.counts[this.head]! -= 1;
-      if (this.counts[this.head]! > 0 && frame[0] !== ERROR) {
+      if (this.counts[this.head]! > 0 && frame[0] !== MINUS) {
         task.reply(frame);
         return at;
       }
@@ -381,6 +434,10 @@ export class Lane {
       if (CONFIRM_KINDS.some((confirm) => confirm.equals(word))) return IN_PUSH;
     }
     if (kind === PLAIN) return IN_PLAIN;
+    if (kind === GLANCED) {
+      if (!isTaken(buffer, at, length)) return IN_PLAIN;
+      return type === BULK && at + 1 >= length ? BETWEEN : IN_WHOLE;
+    }
     if (kind === WHOLE) return IN_WHOLE;
     if (kind === CONFIRM) return IN_CONFIRM;
     // Nothing is owed. A server that is about to close says why in an error; pass that to the owner as a push.
@@ -400,6 +457,7 @@ export class Lane {
   private pop(): void {
     this.receivers[this.head] = undefined;
     this.tasks[this.head] = undefined;
+    this.glances[this.head] = undefined;
     this.head = (this.head + 1) & this.mask;
     this.size -= 1;
   }
@@ -416,22 +474,31 @@ export class Lane {
     const capacity = (this.mask + 1) * 2;
     const receivers: (ReplyReceiver | undefined)[] = new Array(capacity);
     const tasks: (OwedReply | undefined)[] = new Array(capacity);
+    const glances: (GlancedReplies | undefined)[] = new Array(capacity);
     const counts = new Int32Array(capacity);
     const kinds = new Uint8Array(capacity);
     for (let i = 0; i < this.size; i += 1) {
       const slot = (this.head + i) & this.mask;
       receivers[i] = this.receivers[slot];
       tasks[i] = this.tasks[slot];
+      glances[i] = this.glances[slot];
       counts[i] = this.counts[slot]!;
       kinds[i] = this.kinds[slot]!;
     }
     this.receivers = receivers;
     this.tasks = tasks;
+    this.glances = glances;
     this.counts = counts;
     this.kinds = kinds;
     this.mask = capacity - 1;
     this.head = 0;
   }
+}
+
+/** `_`, `$-1` or an error; true as well while only a `$` is there to see. */
+function isTaken(buffer: Buffer, at: number, length: number): boolean {
+  const type = buffer[at];
+  return type === NULL || type === MINUS || (type === BULK && (at + 1 >= length || buffer[at + 1] === MINUS));
 }
 
 /** The first member of an aggregate where it is a bulk or simple string; `undefined` while its bytes are incomplete. */

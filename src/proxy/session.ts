@@ -16,7 +16,7 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
-import type { Interceptor, SessionView } from '../intercept/interceptor.ts';
+import { EXCHANGE, type Interceptor, PLAIN, type SessionView } from '../intercept/interceptor.ts';
 import type { Protocol } from '../resp/encode.ts';
 import * as encode from '../resp/encode.ts';
 import { RequestScanner } from '../resp/request-scanner.ts';
@@ -24,10 +24,12 @@ import type { ReadBuffer } from './byte-source.ts';
 import type { CommandPlan, CommandPlans } from './carriage.ts';
 import { dispatch } from './dispatch.ts';
 import { runBehind } from './forward.ts';
+import { GlancedRun } from './glanced-run.ts';
 import type { KeyRange, SessionIdentity } from './identity.ts';
 import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
 import type { ExchangeHost } from './pending-exchange.ts';
+import { lastKeyOf, prefixKeys } from './prefix-keys.ts';
 import { Request } from './request.ts';
 import { resetSession } from './session-commands.ts';
 import { SessionOutput } from './session-output.ts';
@@ -87,6 +89,9 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /** The dedicated lane holds state that only its end removes. */
   laneDirty = false;
 
+  /** The plan of the requests of the current run, where a glance has marked them; undefined in a plain run. */
+  private glancedPlan: CommandPlan | undefined;
+  private marks: number[] = [];
   private holds = 0;
   private scanner: RequestScanner;
   private partial: Buffer = EMPTY;
@@ -177,6 +182,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   get laneSet(): LaneSet {
     const { credentials, database, protocol } = this;
     return this.context.upstream.laneSet({ credentials, database, protocol });
+  }
+
+  get pinned(): boolean {
+    return (this.pins & ~Pin.pooling) !== 0;
   }
 
   get queryBufferBytes(): number {
@@ -315,7 +324,34 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         const { bounds } = scanner;
         const command = table.lookupBytes(buffer, at + bounds[0]!, at + bounds[1]!);
         plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
-        if (plan.prefixedKeys !== undefined && this.onFastPath()) {
+        const mark = plan.glance === undefined ? PLAIN : this.glanceAt(plan, buffer, at);
+        if (mark >= 0) {
+          if (this.glancedPlan !== plan) {
+            this.sendRun(buffer, runStart, at, runCount);
+            runStart = at;
+            runCount = 0;
+            this.glancedPlan = plan;
+          }
+          this.marks.push(mark);
+          this.lastCommand = plan.command!.name;
+          this.commandsTotal += 1;
+          if (this.rewrites(plan)) this.appendRewritten(plan, buffer, at, length);
+          at += length;
+          scanner.reset();
+          runCount += 1;
+          if (this.inFlight + runCount >= limits.pipelineDepthMax) {
+            this.sendRun(buffer, runStart, at, runCount);
+            this.hold(Hold.depth);
+            return at;
+          }
+          continue;
+        }
+        if (this.glancedPlan !== undefined) {
+          this.sendRun(buffer, runStart, at, runCount);
+          runStart = at;
+          runCount = 0;
+        }
+        if (plan.prefixedKeys !== undefined && mark !== EXCHANGE && this.onFastPath()) {
           this.sendRun(buffer, runStart, at, runCount);
           runCount = 0;
           this.lastCommand = plan.command!.name;
@@ -330,7 +366,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
           }
           continue;
         }
-        if (plan.simple && this.onFastPath()) {
+        if ((plan.simple || (plan.glance !== undefined && mark === PLAIN)) && this.onFastPath()) {
           this.lastCommand = command === undefined ? 'unknown' : command.name;
           this.commandsTotal += 1;
           at += length;
@@ -378,37 +414,80 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if (count === 0) return;
     this.context.counters.requests += count;
     this.inFlight += count;
-    this.lane!.sendPlain(this, buffer, start, end, count);
+    const plan = this.glancedPlan;
+    if (plan === undefined) {
+      this.lane!.sendPlain(this, buffer, start, end, count);
+      return;
+    }
+    this.glancedPlan = undefined;
+    const bytes = Buffer.allocUnsafe(end - start);
+    buffer.copy(bytes, 0, start, end);
+    const run = new GlancedRun(this, plan, this.prefixFor(plan), bytes, this.marks);
+    this.marks = [];
+    // What is rewritten was appended request by request.
+    this.lane!.sendGlanced(this, run, buffer, start, this.rewrites(plan) ? start : end, count);
+  }
+
+  /** What a glance makes of the request that the scanner has just found. */
+  private glanceAt(plan: CommandPlan, buffer: Buffer, start: number): number {
+    if (this.pinned || !this.onFastPath()) return EXCHANGE;
+    const { bounds, argc } = this.scanner;
+    return plan.glance!.look(buffer, start, bounds, argc, this.prefixFor(plan));
+  }
+
+  private prefixFor(plan: CommandPlan): Buffer | undefined {
+    return plan.prefixedKeys === undefined ? undefined : this.identity!.keyPrefix;
+  }
+
+  private rewrites(plan: CommandPlan): boolean {
+    return plan.prefixedKeys !== undefined || plan.glance!.form !== undefined;
+  }
+
+  /** Appends the request that the scanner has just found in its glance's form and with the identity's prefix. */
+  private appendRewritten(plan: CommandPlan, buffer: Buffer, start: number, length: number): void {
+    const lane = this.lane!;
+    const form = plan.glance!.form;
+    let from = start;
+    if (form !== undefined) {
+      lane.append(form.head, 0, form.head.length);
+      from = this.argumentStart(form.argumentsFrom, start);
+    }
+    if (plan.prefixedKeys === undefined) lane.append(buffer, from, start + length);
+    else this.appendPrefixed(plan.prefixedKeys, buffer, start, from, length);
+    if (form !== undefined) lane.append(form.tail, 0, form.tail.length);
+  }
+
+  /** Where the `$` of argument `i` stands. */
+  private argumentStart(i: number, start: number): number {
+    const { bounds } = this.scanner;
+    const argument = bounds[i * 2]!;
+    return start + argument - 3 - decimalDigits(bounds[i * 2 + 1]! - argument);
   }
 
   /** Sends one request with the identity's prefix before its keys, which the scanner has just found. */
   private sendPrefixed(keys: KeyRange, buffer: Buffer, start: number, length: number): void {
+    this.appendPrefixed(keys, buffer, start, start, length);
+    this.context.counters.requests += 1;
+    this.inFlight += 1;
+    this.lane!.sendPlain(this, EMPTY, 0, 0, 1);
+  }
+
+  /** Appends what stands from `from` on. */
+  private appendPrefixed(keys: KeyRange, buffer: Buffer, start: number, from: number, length: number): void {
     const { bounds, argc } = this.scanner;
     const prefix = this.identity!.keyPrefix!;
     const lane = this.lane!;
     const last = lastKeyOf(keys, argc);
-    let copied = start;
+    let copied = from;
     for (let i = keys.first; i <= last; i += keys.step) {
       const keyStart = start + bounds[i * 2]!;
       const keyLength = start + bounds[i * 2 + 1]! - keyStart;
-      // Back over `$<length>\r\n` in front of the key.
-      lane.append(buffer, copied, keyStart - 3 - decimalDigits(keyLength));
+      lane.append(buffer, copied, this.argumentStart(i, start));
       lane.appendText(`$${keyLength + prefix.length}\r\n`);
       lane.append(prefix, 0, prefix.length);
       copied = keyStart;
     }
     lane.append(buffer, copied, start + length);
-    this.context.counters.requests += 1;
-    this.inFlight += 1;
-    lane.sendPlain(this, EMPTY, 0, 0, 1);
-  }
-
-  private prefixKeys(args: readonly Buffer[], keys: KeyRange): Buffer[] {
-    const prefix = this.identity!.keyPrefix!;
-    const prefixed = [...args];
-    const last = lastKeyOf(keys, args.length);
-    for (let i = keys.first; i <= last; i += keys.step) prefixed[i] = Buffer.concat([prefix, args[i]!]);
-    return prefixed;
   }
 
   private readRequest(found: CommandPlan | undefined, buffer: Buffer, start: number, length: number): Request {
@@ -423,7 +502,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       }
     }
     const plan = found === undefined || found.container ? planFor(plans, args) : found;
-    if (plan.prefixedKeys !== undefined) return new Request(plan, this.prefixKeys(args, plan.prefixedKeys), undefined);
+    if (plan.prefixedKeys !== undefined)
+      return new Request(plan, prefixKeys(args, plan.prefixedKeys, this.identity!.keyPrefix!), undefined);
     return new Request(plan, args, scanner.inlineArguments === undefined && scanner.canonical ? frame : undefined);
   }
 
@@ -927,10 +1007,6 @@ function planFor({ table, plans, unknown }: CommandPlans, args: readonly Buffer[
   if (command === undefined) return unknown;
   const sub = args[1] === undefined ? undefined : table.subcommand(command, args[1], 0, args[1].length);
   return plans[(sub ?? command).index]!;
-}
-
-function lastKeyOf(keys: KeyRange, argc: number): number {
-  return keys.last < 0 ? argc + keys.last : Math.min(keys.last, argc - 1);
 }
 
 function decimalDigits(value: number): number {

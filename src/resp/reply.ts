@@ -97,6 +97,11 @@ export function readReply(buffer: Buffer, start = 0): Reply {
   return readAt(buffer, start);
 }
 
+/** Whether a frame is `$-1` or `_`. */
+export function isNullFrame(frame: Buffer): boolean {
+  return frame[0] === 95 || (frame[0] === 36 && frame[1] === 45);
+}
+
 /** The text of an error reply (`CODE message`), or `undefined` where the reply is not an error. */
 export function errorText(reply: Reply): string | undefined {
   return reply.type === '-' || reply.type === '!' ? reply.bytes.toString() : undefined;

@@ -272,7 +272,7 @@ const NAMES_KEYS_IN_ERRORS = new Set(['xpending', 'xclaim', 'xautoclaim', 'xack'
 export function prefixedKeys(command: CommandEntry): KeyRange | undefined {
   const rule = scopeRule(command);
   if (rule.kind !== 'keys' || rule.reply !== 'none' || rule.counted !== undefined) return undefined;
-  if (command.container !== undefined || command.own || NAMES_KEYS_IN_ERRORS.has(command.name)) return undefined;
+  if (command.container !== undefined || NAMES_KEYS_IN_ERRORS.has(command.name)) return undefined;
   const [one, two] = rule.ranges;
   if (rule.ranges.length === 1) return one;
   // A destination and its sources side by side are one range.
