@@ -17,6 +17,7 @@ import { type Address, formatAddress, parseAddress } from './config/address.ts';
 import type { Config, Listener } from './config/config.ts';
 import { loadConfig } from './config/load-config.ts';
 import { settingsHelp } from './config/settings.ts';
+import type { KvAddress } from './control-redis.ts';
 import { type KvServer, startKvServer } from './embedded/kv-server.ts';
 import { startPostgres } from './embedded/postgres.ts';
 import type { EmbeddedServer } from './embedded/server-process.ts';
@@ -27,7 +28,7 @@ import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
 import { type Readiness, startHttpServer } from './operations/http-server.ts';
-import { inspectKv, type KvTarget } from './operations/kv-inspector.ts';
+import { inspectKv } from './operations/kv-inspector.ts';
 import { ledgerFigures } from './operations/ledger-figures.ts';
 import { reportLedger } from './operations/ledger-report.ts';
 import { createLogger } from './operations/logger.ts';
@@ -126,7 +127,7 @@ function kvTls(tls: Config['kv']['tls']): ConnectionOptions {
   };
 }
 
-function remoteTarget(kv: Config['kv']): KvTarget | undefined {
+function remoteTarget(kv: Config['kv']): KvAddress | undefined {
   if (kv.remote === undefined) return undefined;
   const { address, tls, user, password } = kv.remote;
   return {
@@ -137,7 +138,7 @@ function remoteTarget(kv: Config['kv']): KvTarget | undefined {
   };
 }
 
-function embeddedTarget(server: KvServer): KvTarget {
+function embeddedTarget(server: KvServer): KvAddress {
   return server.unixSocket === undefined ? { host: '127.0.0.1', port: server.port } : { path: server.unixSocket };
 }
 
@@ -164,7 +165,7 @@ async function startEmbeddedKv(config: Config): Promise<KvServer> {
 /** Who clients are, where the configuration says so; nothing where it does not. */
 async function startIdentities(
   config: Config,
-  { username, password }: KvTarget,
+  { username, password }: KvAddress,
   admin: ScopeAdmin,
   log: Logger,
 ): Promise<{ readonly provider: Identities | undefined; close(): Promise<void> }> {
@@ -199,7 +200,7 @@ export async function startHoldfast(config: Config, log: Logger): Promise<Holdfa
 
 /** The servers that a sidecar stands on: where they are, and those of them that are its own children. */
 interface Servers {
-  readonly target: KvTarget;
+  readonly target: KvAddress;
   readonly databaseUrl: string;
   readonly kvServer: KvServer | undefined;
   readonly kvRestarts: () => number | undefined;

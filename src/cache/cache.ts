@@ -1,6 +1,6 @@
 /** The cache as a whole: what it counts, leases where there are rules for them, invalidation. One for each process. */
 import type { Logger } from 'pino';
-import type { KvAddress } from '../recovery/kv-connection.ts';
+import type { KvAddress } from '../control-redis.ts';
 import { type CacheReport, CacheStatistics } from './cache-statistics.ts';
 import { createInvalidations, type InvalidationEvent, type Invalidations } from './invalidations.ts';
 import { keyPattern } from './key-pattern.ts';

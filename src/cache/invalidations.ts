@@ -3,8 +3,9 @@
  * a while: which scope, by whom, how many keys, how long it took.
  */
 import type { Logger } from 'pino';
+import type { KvAddress } from '../control-redis.ts';
 import { messageOf } from '../errors.ts';
-import { type KvAddress, KvConnection } from '../recovery/kv-connection.ts';
+import { KvConnection } from '../recovery/kv-connection.ts';
 import { OWNERS_KEY } from './lease-scripts.ts';
 import type { Leases } from './leases.ts';
 

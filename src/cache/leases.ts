@@ -20,8 +20,8 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { Logger } from 'pino';
+import type { KvAddress } from '../control-redis.ts';
 import type { SessionView } from '../intercept/interceptor.ts';
-import type { KvAddress } from '../recovery/kv-connection.ts';
 import { bulk } from '../resp/encode.ts';
 import { errorText, type Reply } from '../resp/reply.ts';
 import type { CacheStatistics } from './cache-statistics.ts';

@@ -8,8 +8,8 @@
  */
 import { connect, type Socket } from 'node:net';
 import tls from 'node:tls';
+import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
-import type { KvAddress } from '../recovery/kv-connection.ts';
 import { request } from '../resp/encode.ts';
 import { errorText, type Reply, readReply } from '../resp/reply.ts';
 import { ReplyScanner } from '../resp/reply-scanner.ts';

@@ -10,8 +10,10 @@
  * Invariants: a promise resolves only after the commit; an entry's failure is its own; rows and bytes that wait are
  * bounded, beyond that `commit` rejects with LEDGERDOWN; nothing waits longer than `commitTimeoutMs`.
  */
+
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { batchLength } from './batch-length.ts';
 import { bigintArray, byteaArrayOf } from './binary-array.ts';
 import { fieldsLength, writeFields } from './entry-fields.ts';
 import { maxEntryId } from './entry-id.ts';
@@ -204,13 +206,7 @@ export class CommitWriter {
   }
 
   #take(): Waiting[] {
-    let bytes = 0;
-    let count = 0;
-    for (const row of this.#waiting) {
-      if (count > 0 && (count >= this.#limits.batchRowsMax || bytes + row.bytes > this.#limits.batchBytesMax)) break;
-      bytes += row.bytes;
-      count += 1;
-    }
+    const { count, bytes } = batchLength(this.#waiting, this.#limits);
     const batch = count === this.#waiting.length ? this.#waiting : this.#waiting.slice(0, count);
     this.#waiting = count === this.#waiting.length ? [] : this.#waiting.slice(count);
     this.#waitingBytes -= bytes;

@@ -2,8 +2,10 @@
  * Accepts entries without the KV store: Postgres gives the ID. In batches like the commit writer, but one after the
  * other, so that what one client sends in order gets IDs in that order.
  */
+
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { batchLength } from './batch-length.ts';
 import { bigintArray, byteaArray, byteaArrayOf } from './binary-array.ts';
 import type { CommitLimits } from './commit-writer.ts';
 import { fieldsLength, writeFields } from './entry-fields.ts';
@@ -91,13 +93,7 @@ export class OutageWriter {
   }
 
   #take(): Waiting[] {
-    let bytes = 0;
-    let count = 0;
-    for (const row of this.#waiting) {
-      if (count > 0 && (count >= this.#limits.batchRowsMax || bytes + row.bytes > this.#limits.batchBytesMax)) break;
-      bytes += row.bytes;
-      count += 1;
-    }
+    const { count, bytes } = batchLength(this.#waiting, this.#limits);
     this.#waitingBytes -= bytes;
     return this.#waiting.splice(0, count);
   }

@@ -2,18 +2,8 @@
  * Asks the KV store how it is, on a connection of its own, for readiness and status. It never waits long and never
  * throws: a KV store that does not answer is an answer.
  */
-import type { ConnectionOptions } from 'node:tls';
-import { Redis } from 'ioredis';
-
-export interface KvTarget {
-  readonly host?: string;
-  readonly port?: number;
-  /** A Unix socket, instead of host and port. */
-  readonly path?: string;
-  readonly tls?: ConnectionOptions;
-  readonly username?: string;
-  readonly password?: string;
-}
+import type { Redis } from 'ioredis';
+import { controlRedis, type KvAddress } from '../control-redis.ts';
 
 export interface KvReport {
   readonly reachable: boolean;
@@ -40,25 +30,12 @@ export interface KvInspector {
 const COMMAND_TIMEOUT_MS = 1000;
 const UNREACHABLE: KvReport = { reachable: false };
 
-function connection(target: KvTarget): Redis {
-  const { host, port, path, tls, username, password } = target;
-  const client = new Redis({
-    ...(path === undefined ? { host: host ?? '127.0.0.1', port: port ?? 6379 } : { path }),
-    ...(tls === undefined ? {} : { tls }),
-    ...(username === undefined ? {} : { username }),
-    ...(password === undefined ? {} : { password }),
-    lazyConnect: true,
-    enableReadyCheck: false,
-    enableOfflineQueue: false,
-    maxRetriesPerRequest: 0,
-    retryStrategy: () => null,
-    connectTimeout: COMMAND_TIMEOUT_MS,
-    commandTimeout: COMMAND_TIMEOUT_MS,
-    connectionName: 'holdfast:status',
+function connection(target: KvAddress): Redis {
+  return controlRedis(target, {
+    name: 'status',
+    connectTimeoutMs: COMMAND_TIMEOUT_MS,
+    commandTimeoutMs: COMMAND_TIMEOUT_MS,
   });
-  // Each command tells its own failure.
-  client.on('error', () => {});
-  return client;
 }
 
 /** The server answered, even if with a refusal. */
@@ -88,7 +65,7 @@ function reportFrom(info: string): KvReport {
   };
 }
 
-export function inspectKv(target: KvTarget): KvInspector {
+export function inspectKv(target: KvAddress): KvInspector {
   const client = connection(target);
   let connecting: Promise<void> | undefined;
 

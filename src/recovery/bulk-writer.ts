@@ -5,9 +5,9 @@
 import net from 'node:net';
 import tls from 'node:tls';
 import RedisParser from 'redis-parser';
+import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { request } from '../resp/encode.ts';
-import type { KvAddress } from './kv-connection.ts';
 
 /** Unanswered commands and unsent bytes beyond which `write` makes the caller wait. */
 const UNANSWERED_MAX = 20_000;

@@ -2,19 +2,9 @@
  * A connection of recovery's own to the KV store, off the data plane. It does not reconnect: when it breaks it is over,
  * commands on it fail, and whoever needs one opens another. Replies are RESP2 with bulk strings as Buffers.
  */
-import type { ConnectionOptions } from 'node:tls';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
+import { controlRedis, type KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
-
-export interface KvAddress {
-  readonly host?: string;
-  readonly port?: number;
-  /** A unix socket, instead of host and port. */
-  readonly path?: string;
-  readonly tls?: ConnectionOptions;
-  readonly username?: string;
-  readonly password?: string;
-}
 
 export type KvArgument = string | Buffer | number;
 /** What a RESP2 reply becomes; a member of EXEC that failed is an Error. */
@@ -32,26 +22,11 @@ export class KvConnection {
 
   /** Rejects with KVDOWN. */
   static async open(address: KvAddress, commandTimeoutMs: number): Promise<KvConnection> {
-    const redis = new Redis({
-      host: address.host ?? '127.0.0.1',
-      port: address.port ?? 6379,
-      ...(address.path === undefined ? {} : { path: address.path }),
-      ...(address.tls === undefined ? {} : { tls: address.tls }),
-      ...(address.username === undefined ? {} : { username: address.username }),
-      ...(address.password === undefined ? {} : { password: address.password }),
-      protocol: 2,
-      lazyConnect: true,
-      enableReadyCheck: false,
-      enableOfflineQueue: false,
-      disableClientInfo: true,
-      maxRetriesPerRequest: 0,
-      retryStrategy: () => null,
-      connectTimeout: CONNECT_TIMEOUT_MS,
-      commandTimeout: commandTimeoutMs,
-      connectionName: 'holdfast:control',
+    const redis = controlRedis(address, {
+      name: 'control',
+      connectTimeoutMs: CONNECT_TIMEOUT_MS,
+      commandTimeoutMs,
     });
-    // Each command tells its own failure.
-    redis.on('error', () => undefined);
     try {
       await redis.connect();
     } catch (thrown) {

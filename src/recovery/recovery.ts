@@ -16,6 +16,7 @@
  * A look that began before a signal does not answer it: `look()` resolves after one that began later.
  */
 import type { Logger } from 'pino';
+import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { byteaArray } from '../ledger/binary-array.ts';
 import { encodeFields } from '../ledger/entry-fields.ts';
@@ -30,14 +31,7 @@ import { compare, type KnownStream } from './compare.ts';
 import { Discovery } from './discover.ts';
 import { endStreams } from './end-streams.ts';
 import { readKnownStreams } from './known-streams.ts';
-import {
-  byField,
-  isOutOfMemory,
-  type KvAddress,
-  type KvArgument,
-  KvConnection,
-  type KvReply,
-} from './kv-connection.ts';
+import { byField, isOutOfMemory, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
 import {
   type KvSnapshot,
   parseServerIdentity,

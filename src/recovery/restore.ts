@@ -13,6 +13,7 @@
  * Doing it twice, or half and then again, changes nothing.
  */
 import type { Logger } from 'pino';
+import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError } from '../errors.ts';
 import { type AcknowledgedSet, EntryIdSet, readAcknowledged } from '../ledger/acknowledged-set.ts';
 import { decodeFields, encodeFields, restoringXadd } from '../ledger/entry-fields.ts';
@@ -31,7 +32,7 @@ import { request } from '../resp/encode.ts';
 import { BulkWriter } from './bulk-writer.ts';
 import type { KnownGroup, KnownStream } from './compare.ts';
 import { readKnownStreams } from './known-streams.ts';
-import { type KvAddress, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
+import { type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
 import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
 import { swapByScript } from './swap-script.ts';
 import { formatWitness, restoreKey, WITNESS_KEY } from './witness.ts';

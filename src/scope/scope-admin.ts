@@ -2,19 +2,9 @@
  * Holdfast's own connection to the KV store for what scopes need besides the data plane: ACL users, compile checks.
  * It connects when it is first needed and again when it is needed after a loss.
  */
-import type { ConnectionOptions } from 'node:tls';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
+import { controlRedis, type KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
-
-export interface ScopeAdminAddress {
-  readonly host?: string;
-  readonly port?: number;
-  /** A unix socket, instead of host and port. */
-  readonly path?: string;
-  readonly tls?: ConnectionOptions;
-  readonly username?: string;
-  readonly password?: string;
-}
 
 export type AdminReply = Buffer | number | null | AdminReply[];
 
@@ -28,7 +18,7 @@ export interface ScopeAdmin {
 
 const TIMEOUT_MS = 5000;
 
-export function connectScopeAdmin(address: ScopeAdminAddress): ScopeAdmin {
+export function connectScopeAdmin(address: KvAddress): ScopeAdmin {
   let generation = 0;
   let current: { redis: Redis; ready: Promise<void> } | undefined;
   let closed = false;
@@ -36,25 +26,11 @@ export function connectScopeAdmin(address: ScopeAdminAddress): ScopeAdmin {
   function connection(): { redis: Redis; ready: Promise<void> } {
     if (closed) throw new HoldfastError('KVDOWN', 'Holdfast is shutting down');
     if (current !== undefined) return current;
-    const redis = new Redis({
-      host: address.host ?? '127.0.0.1',
-      port: address.port ?? 6379,
-      ...(address.path === undefined ? {} : { path: address.path }),
-      ...(address.tls === undefined ? {} : { tls: address.tls }),
-      ...(address.username === undefined ? {} : { username: address.username }),
-      ...(address.password === undefined ? {} : { password: address.password }),
-      protocol: 2,
-      lazyConnect: true,
-      enableReadyCheck: false,
-      enableOfflineQueue: false,
-      disableClientInfo: true,
-      maxRetriesPerRequest: 0,
-      retryStrategy: () => null,
-      connectTimeout: TIMEOUT_MS,
-      commandTimeout: TIMEOUT_MS,
-      connectionName: 'holdfast:scope',
+    const redis = controlRedis(address, {
+      name: 'scope',
+      connectTimeoutMs: TIMEOUT_MS,
+      commandTimeoutMs: TIMEOUT_MS,
     });
-    redis.on('error', () => undefined);
     redis.once('close', () => {
       if (current?.redis === redis) current = undefined;
     });
