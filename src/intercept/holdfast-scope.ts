@@ -19,7 +19,7 @@ function sessionOf(exchange: Exchange): ScopedSession {
 
 function requireUnbound(exchange: Exchange, session: ScopedSession): void {
   if (exchange.queued) throw new HoldfastError('ERR', 'the scope cannot be changed inside MULTI');
-  if (session.subscriptions.size > 0 || session.tracking) {
+  if (session.subscriptions.expected || session.tracking) {
     throw new HoldfastError('ERR', 'the scope cannot be changed with subscriptions or CLIENT TRACKING: end them first');
   }
 }

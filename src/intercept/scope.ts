@@ -59,10 +59,6 @@ export function scopeInterceptor(scripts: ScriptRegistry): Interceptor {
       const request = session.subscriptions.request(exchange.args);
       exchange.args = request.args;
       exchange.onReply(request.confirmed);
-      exchange.onLost((cause) => {
-        request.lost();
-        return encode.error(cause.toReplyText());
-      });
       if (!listening.has(session)) {
         listening.add(session);
         exchange.session.onClose(() => listening.delete(session));

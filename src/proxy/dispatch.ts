@@ -17,17 +17,21 @@ import {
   sendExchange,
   sendSticky,
 } from './forward.ts';
-import type { PendingExchange } from './pending-exchange.ts';
 import { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { answerSessionCommand, queuedSessionCommand, resetSession } from './session-commands.ts';
 import { Hold, LOST_TEXT, Pin, type Transaction } from './session-state.ts';
+import { sendSubscription } from './subscribe.ts';
 
 const MINUS = 45;
 const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
 const TRANSACTION_LOST = encode.error('EXECABORT Transaction discarded: the connection to the KV store was lost');
 
 export function dispatch(session: Session, asked: Request): void {
+  if (isUndecided(session, asked)) {
+    decideLater(session, asked);
+    return;
+  }
   const request = confined(session, asked);
   if (request === undefined) return;
   const { carriage } = request.plan;
@@ -45,7 +49,7 @@ export function dispatch(session: Session, asked: Request): void {
     return;
   }
   if (session.protocol === 2 && session.subscriptions.size > 0) {
-    // The server judges what may be sent now; only confirmations must be counted.
+    // The server judges what may be sent now.
     if (carriage === 'subscribe' || carriage === 'unsubscribe') sendSubscription(session, request);
     else onLane(session, Pin.subscribed, () => forward(session, request));
     return;
@@ -105,6 +109,30 @@ export function dispatch(session: Session, asked: Request): void {
       sendControl(session, request);
       return;
   }
+}
+
+/** Whether a RESP2 client's request will be a subscriber's, which only PING and its kin are, depends on the server's answer. */
+function isUndecided(session: Session, { plan: { carriage } }: Request): boolean {
+  return (
+    session.protocol === 2 &&
+    session.subscriptions.waiting.length > 0 &&
+    carriage !== 'subscribe' &&
+    carriage !== 'unsubscribe'
+  );
+}
+
+function decideLater(session: Session, asked: Request): void {
+  session.hold(Hold.request);
+  const decide = (): void => {
+    if (session.closed) return;
+    dispatch(session, asked);
+    session.lift(Hold.request);
+  };
+  const refused = (reply: Buffer): void => {
+    session.answer(reply);
+    session.lift(Hold.request);
+  };
+  session.onLane(Pin.subscribed, () => session.whenQuiet(decide), refused);
 }
 
 /** The request as the session's scope lets it pass; `undefined` where it was refused. */
@@ -322,75 +350,6 @@ function abandon(session: Session, transaction: Transaction): void {
   session.sendIgnored(['DISCARD'], () => {
     if (session.replyMode === 'on') session.output.write(reply);
   });
-}
-
-// ------------------------------------------------------------------ subscriptions
-
-function sendSubscription(session: Session, request: Request): void {
-  if (request.plan.interceptors.length === 0) {
-    subscribe(session, request);
-    return;
-  }
-  const exchange = newExchange(session, request, false, []);
-  intercept(session, exchange, request, () => {
-    if (exchange.answer !== undefined) session.inTurn(() => exchange.settleAnswer());
-    else subscribe(session, new Request(request.plan, exchange.args, undefined), exchange);
-  });
-}
-
-function subscribe(session: Session, request: Request, exchange?: PendingExchange): void {
-  onLane(session, Pin.subscribed, () => {
-    if (request.plan.carriage === 'subscribe' && request.args.length < 2) {
-      updateSubscribed(session);
-      forward(session, request);
-      return;
-    }
-    const { subscriptions } = session;
-    const { count, revert } = subscriptions.apply(request.command!.name, request.args.slice(1));
-    const silent = session.replyMode !== 'on';
-    session.laneDirty = true;
-    session.inFlight += 1;
-    const lane = session.lane!;
-    lane.subscribedResp2 = session.protocol === 2;
-    let left = count;
-    const settle = (): void => {
-      updateSubscribed(session);
-      session.replyDone();
-    };
-    lane.sendConfirmed(
-      {
-        reply: (frame) => {
-          const failed = frame[0] === MINUS;
-          if (failed) revert();
-          // Confirmations are pushes to the server too: CLIENT REPLY silences only the error.
-          const seen = exchange?.confirmation(frame);
-          if (!failed || !silent) {
-            if (seen === undefined) session.push(frame);
-            else if (seen.length > 0) session.output.write(seen);
-          }
-          left -= 1;
-          if (left === 0 || failed) settle();
-        },
-        lost: (cause) => {
-          exchange?.confirmationsLost(cause);
-          // Subscriptions are made again on the next lane; only who is left without one is told.
-          if (subscriptions.size === 0 && !session.leaving) session.output.write(encode.error(cause.toReplyText()));
-          settle();
-        },
-      },
-      request.bytes,
-      count,
-    );
-  });
-}
-
-function updateSubscribed(session: Session): void {
-  const subscribed = session.subscriptions.size > 0;
-  if (subscribed) session.pins |= Pin.subscribed;
-  else session.pins &= ~Pin.subscribed;
-  if (session.dedicated && session.lane !== undefined) {
-    session.lane.subscribedResp2 = subscribed && session.protocol === 2;
-  }
 }
 
 // ------------------------------------------------------------------ raw mode

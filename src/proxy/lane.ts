@@ -11,9 +11,11 @@
  *   glanced `count` replies of one receiver: nulls and errors go to who asked for them, others on as they come
  *   whole   one reply that its owner looks into, collected
  *   local   no reply: something the session answers itself when its turn has come
- *   confirm `count` confirmations of SUBSCRIBE and its kin
+ *   confirm confirmations of SUBSCRIBE and its kin, until their task has all
  * Pushes (RESP3 `>`, or messages in RESP2 once the connection is subscribed) are owed to nobody; on a dedicated lane
- * they go to its owner, on a shared lane there are none.
+ * they go to its owner, on a shared lane there are none. One that stands in the middle of a reply (see the reply scanner)
+ * is lifted out and follows it, as servers since 7.2 have it: clients read it right, and what it invalidates is newer than
+ * what the reply holds.
  *
  * Invariant: every entry is either answered in order or told `lost`, once.
  */
@@ -38,6 +40,16 @@ export interface OwedReply {
   reply(frame: Buffer): void;
   /** `clientId`: of the connection that broke, as the KV store knows it. */
   lost(cause: HoldfastError, clientId?: number): void;
+}
+
+/** A SUBSCRIBE or its kin. What the server says decides how many confirmations there are. */
+export interface OwedConfirmations {
+  /** The first word of its confirmations. */
+  readonly word: Buffer;
+  /** Each confirmation, or the one error in their place. Gives whether it was the last; then `done` follows. */
+  confirmed(frame: Buffer): boolean;
+  done(): void;
+  lost(cause: HoldfastError): void;
 }
 
 /** Somebody who counts replies, and takes those that are null or errors. Called once for each, in order. */
@@ -73,6 +85,10 @@ const IN_PLAIN = 1;
 const IN_WHOLE = 2;
 const IN_PUSH = 3;
 const IN_CONFIRM = 4;
+/** A push in the middle of what `outerMode` reads. */
+const IN_LIFTED = 5;
+/** What the server sends here is nothing that it may. */
+const UNEXPECTED = 6;
 
 const PUSH = 62;
 const ARRAY = 42;
@@ -123,11 +139,17 @@ export class Lane {
   private flushScheduled = false;
   private mode = BETWEEN;
   private parts: Buffer[] = [];
+  private readonly pushScanner = new ReplyScanner();
+  private pushParts: Buffer[] = [];
+  private outerMode = BETWEEN;
+  /** Pushes that stood in the middle of the reply that is being read. */
+  private lifted: Buffer[] = [];
   /** The first bytes of a frame, kept until they tell what it is for. */
   private undecided: Buffer = NOTHING;
 
   private receivers: (ReplyReceiver | undefined)[] = new Array(64);
   private tasks: (OwedReply | undefined)[] = new Array(64);
+  private confirmations: (OwedConfirmations | undefined)[] = new Array(64);
   private glances: (GlancedReplies | undefined)[] = new Array(64);
   /** Of the glanced reply that is being read: what was delivered of it. */
   private glancedBytes = 0;
@@ -190,9 +212,10 @@ export class Lane {
     this.append(request, 0, request.length);
   }
 
-  /** A SUBSCRIBE or its kin, which is answered by `count` confirmations, or by one error. */
-  sendConfirmed(task: OwedReply, request: Buffer, count: number): void {
-    this.owe(CONFIRM, undefined, task, count);
+  /** A SUBSCRIBE or its kin, which is answered by confirmations, or by one error. */
+  sendConfirmed(confirmations: OwedConfirmations, request: Buffer): void {
+    this.owe(CONFIRM, undefined, undefined, 1);
+    this.confirmations[(this.head + this.size - 1) & this.mask] = confirmations;
     this.append(request, 0, request.length);
   }
 
@@ -255,8 +278,14 @@ export class Lane {
           this.undecided = Buffer.from(buffer.subarray(at, length));
           return;
         }
+        if (this.mode === UNEXPECTED) {
+          this.close(new HoldfastError('KVDOWN', 'the KV store sent a reply where only a confirmation can be'));
+          return;
+        }
       }
-      at = this.mode === IN_PLAIN ? this.readPlain(buffer, at, length) : this.readWhole(buffer, at, length);
+      if (this.mode === IN_PLAIN) at = this.readPlain(buffer, at, length);
+      else if (this.mode === IN_LIFTED) at = this.readLifted(buffer, at, length);
+      else at = this.readWhole(buffer, at, length);
       if (this.isClosed()) return;
     }
   };
@@ -270,7 +299,8 @@ export class Lane {
     if (this.state === 'closed') return;
     this.state = 'closed';
     this.socket.destroy();
-    const partial = this.mode === IN_PLAIN && !this.scanner.atBoundary;
+    const mode = this.mode === IN_LIFTED ? this.outerMode : this.mode;
+    const partial = mode === IN_PLAIN && !this.scanner.atBoundary;
     let first = true;
     while (this.size > 0) {
       const slot = this.head;
@@ -279,7 +309,9 @@ export class Lane {
       const task = this.tasks[slot];
       const count = this.counts[slot]!;
       const glances = this.glances[slot];
+      const confirmations = this.confirmations[slot];
       this.pop();
+      confirmations?.lost(cause);
       if (glances !== undefined && !(first && partial)) {
         for (let i = 0; i < count; i += 1) glances.lost(cause);
       } else if (kind === PLAIN || kind === GLANCED) receiver?.repliesLost(count, first && partial, cause);
@@ -287,6 +319,8 @@ export class Lane {
       first = false;
     }
     this.parts = [];
+    this.pushParts = [];
+    this.lifted = [];
     for (const waiter of this.drainWaiters) waiter();
     this.drainWaiters.clear();
     this.onClosed(this, cause);
@@ -342,6 +376,7 @@ export class Lane {
     const owed = this.counts[slot]!;
     const receiver = this.receivers[slot];
     const glances = this.glances[slot];
+    const onlyOne = this.lifted.length > 0;
     let at = start;
     let done = 0;
     if (glances === undefined) {
@@ -349,7 +384,7 @@ export class Lane {
         at = scanner.scan(buffer, at, length);
         if (!scanner.complete) break;
         done += 1;
-      } while (done < owed && at < length && buffer[at] !== PUSH);
+      } while (done < owed && at < length && buffer[at] !== PUSH && !onlyOne);
     } else {
       do {
         const from = at;
@@ -361,13 +396,12 @@ export class Lane {
         glances.answered(this.glancedBytes);
       } while (done < owed && at < length && buffer[at] !== PUSH && !isTaken(buffer, at, length));
     }
-    if (scanner.malformed) {
-      this.close(new HoldfastError('KVDOWN', 'the KV store sent bytes that are not RESP'));
-      return length;
-    }
+    if (scanner.malformed) return this.notResp(length);
     if (scanner.complete) this.mode = BETWEEN;
-    receiver?.deliver(buffer, start, at, this.readBuffer);
+    else if (scanner.pushAhead) this.beginLifted(IN_PLAIN);
+    if (at > start) receiver?.deliver(buffer, start, at, this.readBuffer);
     if (done > 0) {
+      if (onlyOne) this.passLifted(this.owner);
       this.counts[slot] = owed - done;
       if (done === owed) this.pop();
       receiver?.repliesDone(done);
@@ -379,47 +413,76 @@ export class Lane {
   private readWhole(buffer: Buffer, start: number, length: number): number {
     const scanner = this.scanner;
     const at = scanner.scan(buffer, start, length);
-    if (scanner.malformed) {
-      this.close(new HoldfastError('KVDOWN', 'the KV store sent bytes that are not RESP'));
-      return length;
-    }
+    if (scanner.malformed) return this.notResp(length);
     const part = Buffer.from(buffer.subarray(start, at));
     if (!scanner.complete) {
       this.parts.push(part);
+      if (scanner.pushAhead) this.beginLifted(this.mode);
       return at;
     }
-    let frame = part;
-    if (this.parts.length > 0) {
-      this.parts.push(part);
-      frame = Buffer.concat(this.parts);
-      this.parts = [];
-    }
+    const frame = joined(this.parts, part);
+    if (this.parts.length > 0) this.parts = [];
     const mode = this.mode;
     this.mode = BETWEEN;
-    if (mode === IN_PUSH) {
-      this.owner?.push(frame);
+    const { owner } = this;
+    if (mode === IN_PUSH) owner?.push(frame);
+    else if (mode === IN_CONFIRM) this.takeConfirmation(frame);
+    else this.takeReply(frame);
+    if (this.lifted.length > 0) this.passLifted(owner);
+    return at;
+  }
+
+  private beginLifted(outerMode: number): void {
+    this.outerMode = outerMode;
+    this.mode = IN_LIFTED;
+  }
+
+  private readLifted(buffer: Buffer, start: number, length: number): number {
+    const scanner = this.pushScanner;
+    const at = scanner.scan(buffer, start, length);
+    if (scanner.malformed || scanner.pushAhead) return this.notResp(length);
+    const part = Buffer.from(buffer.subarray(start, at));
+    if (!scanner.complete) {
+      this.pushParts.push(part);
       return at;
     }
+    this.lifted.push(joined(this.pushParts, part));
+    this.pushParts = [];
+    this.mode = this.outerMode;
+    return at;
+  }
+
+  private passLifted(owner: LaneOwner | undefined): void {
+    const { lifted } = this;
+    this.lifted = [];
+    for (const push of lifted) owner?.push(push);
+  }
+
+  private notResp(length: number): number {
+    this.close(new HoldfastError('KVDOWN', 'the KV store sent bytes that are not RESP'));
+    return length;
+  }
+
+  private takeConfirmation(frame: Buffer): void {
+    const confirmations = this.confirmations[this.head]!;
+    if (!confirmations.confirmed(frame) || this.isClosed()) return;
+    this.pop();
+    confirmations.done();
+    this.runReached();
+  }
+
+  private takeReply(frame: Buffer): void {
     const glances = this.glances[this.head];
     if (glances !== undefined) {
       this.counts[this.head]! -= 1;
       if (this.counts[this.head] === 0) this.pop();
       glances.take(frame);
-      this.runReached();
-      return at;
+    } else {
+      const task = this.tasks[this.head]!;
+      this.pop();
+      task.reply(frame);
     }
-    const task = this.tasks[this.head]!;
-    if (mode === IN_CONFIRM) {
-      this.counts[this.head]! -= 1;
-      if (this.counts[this.head]! > 0 && frame[0] !== MINUS) {
-        task.reply(frame);
-        return at;
-      }
-    }
-    this.pop();
-    task.reply(frame);
     this.runReached();
-    return at;
   }
 
   /** What the frame that begins at `at` is for; BETWEEN when too few of its bytes are there to tell. */
@@ -429,7 +492,7 @@ export class Lane {
     if (type === PUSH || (type === ARRAY && (this.subscribedResp2 || kind === CONFIRM))) {
       const word = firstWord(buffer, at, length);
       if (word === undefined) return BETWEEN;
-      if (kind === CONFIRM && CONFIRM_KINDS.some((confirm) => confirm.equals(word))) return IN_CONFIRM;
+      if (kind === CONFIRM && this.confirmations[this.head]!.word.equals(word)) return IN_CONFIRM;
       if (type === PUSH || MESSAGE_KINDS.some((message) => message.equals(word))) return IN_PUSH;
       if (CONFIRM_KINDS.some((confirm) => confirm.equals(word))) return IN_PUSH;
     }
@@ -439,7 +502,7 @@ export class Lane {
       return type === BULK && at + 1 >= length ? BETWEEN : IN_WHOLE;
     }
     if (kind === WHOLE) return IN_WHOLE;
-    if (kind === CONFIRM) return IN_CONFIRM;
+    if (kind === CONFIRM) return type === MINUS ? IN_CONFIRM : UNEXPECTED;
     // Nothing is owed. A server that is about to close says why in an error; pass that to the owner as a push.
     return IN_PUSH;
   }
@@ -457,6 +520,7 @@ export class Lane {
   private pop(): void {
     this.receivers[this.head] = undefined;
     this.tasks[this.head] = undefined;
+    this.confirmations[this.head] = undefined;
     this.glances[this.head] = undefined;
     this.head = (this.head + 1) & this.mask;
     this.size -= 1;
@@ -474,6 +538,7 @@ export class Lane {
     const capacity = (this.mask + 1) * 2;
     const receivers: (ReplyReceiver | undefined)[] = new Array(capacity);
     const tasks: (OwedReply | undefined)[] = new Array(capacity);
+    const confirmations: (OwedConfirmations | undefined)[] = new Array(capacity);
     const glances: (GlancedReplies | undefined)[] = new Array(capacity);
     const counts = new Int32Array(capacity);
     const kinds = new Uint8Array(capacity);
@@ -481,18 +546,24 @@ export class Lane {
       const slot = (this.head + i) & this.mask;
       receivers[i] = this.receivers[slot];
       tasks[i] = this.tasks[slot];
+      confirmations[i] = this.confirmations[slot];
       glances[i] = this.glances[slot];
       counts[i] = this.counts[slot]!;
       kinds[i] = this.kinds[slot]!;
     }
     this.receivers = receivers;
     this.tasks = tasks;
+    this.confirmations = confirmations;
     this.glances = glances;
     this.counts = counts;
     this.kinds = kinds;
     this.mask = capacity - 1;
     this.head = 0;
   }
+}
+
+function joined(parts: Buffer[], last: Buffer): Buffer {
+  return parts.length === 0 ? last : Buffer.concat([...parts, last]);
 }
 
 /** `_`, `$-1` or an error; true as well while only a `$` is there to see. */

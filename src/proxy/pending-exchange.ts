@@ -107,11 +107,6 @@ export class PendingExchange implements Exchange, OwedReply {
     return seen;
   }
 
-  /** The connection broke before all confirmations came. */
-  confirmationsLost(cause: HoldfastError): void {
-    void this.recovery?.recover(cause, undefined);
-  }
-
   onDiscard(listener: () => void): void {
     this.discards.push(listener);
   }

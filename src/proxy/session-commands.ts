@@ -11,6 +11,7 @@ import { isInteger } from './integer.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { Hold, LOST_TEXT, Pin } from './session-state.ts';
+import { failWaiting, noteSubscribed } from './subscribe.ts';
 import type { Credentials } from './upstream.ts';
 
 const MINUS = 45;
@@ -320,7 +321,7 @@ async function changeProtocol(session: Session, protocol: encode.Protocol): Prom
   const reply = await ask(session, 0, ['HELLO', String(protocol)], true);
   if (reply[0] === MINUS) return reply;
   session.protocol = protocol;
-  if (session.lane !== undefined) session.lane.subscribedResp2 = protocol === 2 && session.subscriptions.size > 0;
+  noteSubscribed(session);
   return undefined;
 }
 
@@ -393,6 +394,7 @@ export function resetSession(session: Session): void {
     if (session.transaction !== undefined) for (const member of session.transaction.members) member.discard();
     session.transaction = undefined;
     session.watchLost = false;
+    failWaiting(session, LOST);
     session.subscriptions.clear();
     session.setup.clear();
     session.laneDirty = session.laneDirty || (session.pins & ~Pin.pooling) !== 0;

@@ -34,12 +34,15 @@ import { Request } from './request.ts';
 import { resetSession } from './session-commands.ts';
 import { SessionOutput } from './session-output.ts';
 import { Hold, LOST_TEXT, Pin, type SessionContext, type Transaction } from './session-state.ts';
+import { failWaiting, type SubscriptionRequest, subscribeAgain } from './subscribe.ts';
 import { Subscriptions } from './subscriptions.ts';
 import type { Credentials } from './upstream.ts';
 
 const EMPTY = Buffer.alloc(0);
 const RESETS: readonly string[] = ['*1\r\n$5\r\nreset\r\n', 'reset\r\n', 'reset\n'];
 const LINGER_MS = 1000;
+/** Until a session that must have a lane asks for one again. */
+const ATTACH_RETRY_MS = 200;
 const HELD_BYTES_MAX = 1024 * 1024;
 const INVALIDATE_ALL = Buffer.from('>2\r\n$10\r\ninvalidate\r\n_\r\n');
 export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeHost {
@@ -49,7 +52,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   readonly log: Logger;
   readonly context: SessionContext;
   readonly state = new Map<symbol, unknown>();
-  readonly subscriptions = new Subscriptions();
+  readonly subscriptions = new Subscriptions<SubscriptionRequest>();
   readonly createdAt = Date.now();
   readonly remoteAddress: string | undefined;
   readonly remotePort: number | undefined;
@@ -100,6 +103,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   private streamedBytes = 0;
   private laneSetInUse: LaneSet | undefined;
   private endWait: (() => void) | undefined;
+  private attachTimer: NodeJS.Timeout | undefined;
   private socketPaused = false;
   private clientEnded = false;
   /** Requests are being taken from what was kept: `partial` does not tell whether there are more. */
@@ -636,7 +640,9 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.endWait = set.wait(dedicated, {
       ready: (ready) => {
         this.endWait = undefined;
-        if (dedicated) this.enterDedicated(set, ready);
+        // Somebody else may have waited too, and have found one.
+        if (dedicated && this.laneFits(pin)) set.release(ready, true);
+        else if (dedicated) this.enterDedicated(set, ready);
         else this.lane = ready;
         proceed();
       },
@@ -681,17 +687,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.laneDirty = true;
       this.sendIgnored(args);
     }
-    for (const args of this.subscriptions.commands()) {
-      this.laneDirty = true;
-      this.inFlight += 1;
-      lane.subscribedResp2 = this.protocol === 2;
-      let left = args.length - 1;
-      const confirmed = (): void => {
-        left -= 1;
-        if (left === 0) this.replyDone();
-      };
-      lane.sendConfirmed({ reply: confirmed, lost: () => this.replyDone() }, encode.request(args), left);
-    }
+    if (this.subscriptions.expected) subscribeAgain(this);
   }
 
   /** Sends a request of the session's own; `then` is called when its reply, which nobody sees, has come or was lost. */
@@ -728,10 +724,11 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.onLane(
       pin,
       () => undefined,
-      () => {
-        if (this.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) {
-          setImmediate(() => this.attachDedicated(pin));
-        }
+      (reply) => {
+        failWaiting(this, reply);
+        if ((this.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) === 0) return;
+        clearTimeout(this.attachTimer);
+        this.attachTimer = setTimeout(() => this.attachDedicated(pin), ATTACH_RETRY_MS);
       },
     );
   }
@@ -957,6 +954,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.output.end();
     this.socket.destroy();
     this.endWait?.();
+    clearTimeout(this.attachTimer);
     for (const lane of this.resendLanes) lane.close(new HoldfastError('RETIRED', 'its client is gone'));
     if (this.transaction !== undefined) for (const member of this.transaction.members) member.discard();
     if (this.dedicated) this.leaveDedicated();

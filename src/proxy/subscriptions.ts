@@ -1,62 +1,67 @@
 /**
- * What a session is subscribed to, as it will be once the KV store has answered what was sent. Needed to know how many
- * confirmations an UNSUBSCRIBE without arguments brings, and to subscribe again on a new connection.
+ * What a session is subscribed to, by what the KV store has confirmed and nothing else: a request may be refused whole
+ * (NOPERM, NOSUB) or in part, and only the server knows. `waiting` holds, in order, what it was asked and has not
+ * confirmed yet; when the connection breaks both are what the next one has to be told.
  */
+import type { Reply } from '../resp/reply.ts';
+
 type Kind = 'channels' | 'patterns' | 'shardChannels';
 
-const COMMANDS: Readonly<Record<string, { readonly kind: Kind; readonly adds: boolean }>> = {
-  subscribe: { kind: 'channels', adds: true },
-  psubscribe: { kind: 'patterns', adds: true },
-  ssubscribe: { kind: 'shardChannels', adds: true },
-  unsubscribe: { kind: 'channels', adds: false },
-  punsubscribe: { kind: 'patterns', adds: false },
-  sunsubscribe: { kind: 'shardChannels', adds: false },
-};
+const COMMANDS: ReadonlyMap<string, { readonly kind: Kind; readonly adds: boolean }> = new Map([
+  ['subscribe', { kind: 'channels', adds: true }],
+  ['psubscribe', { kind: 'patterns', adds: true }],
+  ['ssubscribe', { kind: 'shardChannels', adds: true }],
+  ['unsubscribe', { kind: 'channels', adds: false }],
+  ['punsubscribe', { kind: 'patterns', adds: false }],
+  ['sunsubscribe', { kind: 'shardChannels', adds: false }],
+]);
 
-export class Subscriptions {
+export class Subscriptions<Waiting = unknown> {
   /** Names as latin1 text, so that any bytes are kept. */
   readonly channels = new Set<string>();
   readonly patterns = new Set<string>();
   readonly shardChannels = new Set<string>();
+  waiting: Waiting[] = [];
 
   get size(): number {
     return this.channels.size + this.patterns.size + this.shardChannels.size;
   }
 
-  /** Notes a command of the SUBSCRIBE family; gives how many confirmations it brings, and how to take it back. */
-  apply(command: string, names: readonly Buffer[]): { readonly count: number; readonly revert: () => void } {
-    const { kind, adds } = COMMANDS[command]!;
-    const set = this[kind];
-    const before = [...set];
-    const revert = (): void => {
-      set.clear();
-      for (const name of before) set.add(name);
-    };
-    if (!adds && names.length === 0) {
-      const count = Math.max(1, set.size);
-      set.clear();
-      return { count, revert };
-    }
-    for (const name of names) {
-      const text = name.toString('latin1');
-      if (adds) set.add(text);
-      else set.delete(text);
-    }
-    return { count: names.length, revert };
+  /** There are subscriptions, or may be as soon as the server has answered. */
+  get expected(): boolean {
+    return this.size > 0 || this.waiting.length > 0;
+  }
+
+  /** How many confirmations answer a command whose first one is about to be noted. */
+  due(command: string, names: readonly Buffer[]): number {
+    const { kind, adds } = COMMANDS.get(command)!;
+    return adds || names.length > 0 ? names.length : Math.max(1, this[kind].size);
+  }
+
+  /** Notes a confirmation: its kind, the name (null where there was none) and the server's count. */
+  confirm({ items }: Reply): void {
+    const [word, name] = items ?? [];
+    const command = word === undefined ? undefined : COMMANDS.get(word.bytes.toString('latin1'));
+    if (command === undefined || name === undefined || name.isNull) return;
+    const text = name.bytes.toString('latin1');
+    if (command.adds) this[command.kind].add(text);
+    else this[command.kind].delete(text);
   }
 
   clear(): void {
     this.channels.clear();
     this.patterns.clear();
     this.shardChannels.clear();
+    this.waiting = [];
   }
 
-  /** The commands that subscribe a new connection to all of it. */
-  commands(): Buffer[][] {
-    const commands: Buffer[][] = [];
-    for (const [command, { kind, adds }] of Object.entries(COMMANDS)) {
+  /** Takes out all that is confirmed, as the commands that subscribe a new connection to it. */
+  takeConfirmed(): { readonly command: string; readonly names: Buffer[] }[] {
+    const commands: { command: string; names: Buffer[] }[] = [];
+    for (const [command, { kind, adds }] of COMMANDS) {
       if (!adds || this[kind].size === 0) continue;
-      commands.push([Buffer.from(command), ...[...this[kind]].map((name) => Buffer.from(name, 'latin1'))]);
+      commands.push({ command, names: [...this[kind]].map((name) => Buffer.from(name, 'latin1')) });
+      this[kind].clear();
     }
     return commands;
   }

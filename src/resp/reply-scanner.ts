@@ -1,6 +1,10 @@
 /**
  * Finds where replies end, across any split of the bytes, without decoding them. RESP2 and RESP3.
  *
+ * Redis 7.0 writes a client's own notifications into the middle of the reply that causes them (`*2 >3… :1 :1`), and does
+ * not count them as members. The scanner stops in front of each (`pushAhead`); who reads takes the push by other means and
+ * goes on behind it.
+ *
  * No stack is needed: `outstanding` counts the frames that must still come before the top-level frame is complete. An
  * aggregate of n members adds n (a map 2n) and takes one; an attribute adds 2n and takes none, since it only precedes.
  *
@@ -30,6 +34,8 @@ for (const type of '+-:$*_#,(!=%~>|') KNOWN[type.charCodeAt(0)] = 1;
 export class ReplyScanner {
   /** True after `scan` when it stopped behind the end of a top-level frame. */
   complete = false;
+  /** True after `scan` when it stopped, within a frame, in front of a push that is none of the frame's members. */
+  pushAhead = false;
   /** Set when the bytes cannot be RESP; the connection is of no use any more. */
   malformed = false;
 
@@ -52,8 +58,10 @@ export class ReplyScanner {
   scan(buffer: Buffer, start: number, end: number): number {
     let at = start;
     let outstanding = this.outstanding;
+    let within = !this.atBoundary;
     this.complete = false;
-    if (this.atBoundary) outstanding = 1;
+    this.pushAhead = false;
+    if (!within) outstanding = 1;
 
     while (at < end) {
       if (this.skip > 0) {
@@ -76,6 +84,12 @@ export class ReplyScanner {
           this.malformed = true;
           return at;
         }
+        if (type === PUSH && within) {
+          this.outstanding = outstanding;
+          this.pushAhead = true;
+          return at;
+        }
+        within = true;
         this.lineType = type;
         this.lineValue = 0;
         this.lineNegative = false;

@@ -8,7 +8,8 @@
  *   PUNSUBSCRIBE a   ──▶ PUNSUBSCRIBE (nothing subscribed) the confirmation   ──▶ one for a
  *   last one goes    ──▶ PUNSUBSCRIBE                      first confirmation ──▶ one for each; others ──▶ none
  *
- * Confirmed names decide the counts that the client reads; requested ones, ahead of them, what has to be sent.
+ * Confirmed names decide the counts that the client reads. What has to be sent depends on those and on what waits for its
+ * answer; a request that is refused, whole or in part, leaves no trace.
  */
 import * as encode from '../resp/encode.ts';
 import { aggregate, type Reply, readReply } from '../resp/reply.ts';
@@ -28,8 +29,13 @@ export interface SubscriptionRequest {
   readonly args: readonly Buffer[];
   /** Each frame that answers it; gives what the client gets instead, which may be nothing. */
   confirmed(frame: Buffer): Buffer;
-  /** The connection broke; what was asked for is subscribed on the next one. */
-  lost(): void;
+}
+
+/** A PSUBSCRIBE or PUNSUBSCRIBE that waits for its answer. */
+interface PatternChange {
+  readonly adds: boolean;
+  /** Empty: all. */
+  readonly names: readonly Buffer[];
 }
 
 const MINUS = 45;
@@ -43,7 +49,9 @@ export class ScopedSubscriptions {
   readonly patterns = new Map<string, Buffer>();
   readonly #scope: Scope;
   readonly #listening: ListeningPatterns;
-  readonly #requestedPatterns = new Set<string>();
+  readonly #changes: PatternChange[] = [];
+  /** Requests of which nothing has been confirmed yet. */
+  #unanswered = 0;
 
   constructor(scope: Scope, listening: ListeningPatterns) {
     this.#scope = scope;
@@ -54,8 +62,27 @@ export class ScopedSubscriptions {
     return this.channels.size + this.patterns.size + this.shardChannels.size;
   }
 
+  /** There are subscriptions, or may be as soon as the server has answered. */
+  get expected(): boolean {
+    return this.size > 0 || this.#unanswered > 0;
+  }
+
   /** `args` with the command's name first. */
   request(args: readonly Buffer[]): SubscriptionRequest {
+    const asked = this.#requestOf(args);
+    this.#unanswered += 1;
+    let answered = false;
+    return {
+      args: asked.args,
+      confirmed: (frame) => {
+        if (!answered) this.#unanswered -= 1;
+        answered = true;
+        return asked.confirmed(frame);
+      },
+    };
+  }
+
+  #requestOf(args: readonly Buffer[]): SubscriptionRequest {
     const command = args[0]!.toString('latin1').toLowerCase();
     const names = args.slice(1);
     switch (command) {
@@ -142,69 +169,69 @@ export class ScopedSubscriptions {
         change(Buffer.from(name));
         return this.#confirmation(frame, command, name);
       },
-      lost: () => {
-        if (!adds && args.length === 1) set.clear();
-        else args.slice(1).forEach(change);
-      },
     };
   }
 
   // ---------------------------------------------------------------- patterns
 
-  #subscribePatterns(command: Buffer, names: readonly Buffer[]): SubscriptionRequest {
-    const needed = new Map<string, Buffer>();
-    const added: string[] = [];
-    for (const name of names) {
-      const text = name.toString('latin1');
-      if (!this.#requestedPatterns.has(text)) added.push(text);
-      this.#requestedPatterns.add(text);
-      for (const pattern of patternsNeeded(this.#listening, name)) needed.set(pattern.toString('latin1'), pattern);
+  /** Patterns as they will be if everything that waits is granted. */
+  #expectedPatterns(): Set<string> {
+    const expected = new Set(this.patterns.keys());
+    for (const { adds, names } of this.#changes) {
+      if (names.length === 0) expected.clear();
+      for (const name of names) {
+        if (adds) expected.add(name.toString('latin1'));
+        else expected.delete(name.toString('latin1'));
+      }
     }
+    return expected;
+  }
+
+  /** `all` is called at the first confirmation, and gives what the client gets; what comes after that is not shown. */
+  #patternRequest(change: PatternChange, args: Buffer[], all: (frame: Buffer) => Buffer[]): SubscriptionRequest {
     let answered = false;
-    const subscribeAll = (frame: Buffer): Buffer[] =>
-      names.map((name) => {
-        this.patterns.set(name.toString('latin1'), name);
-        return this.#confirmation(frame, 'psubscribe', name);
-      });
     return {
-      args: [command, ...needed.values()],
+      args,
       confirmed: (frame) => {
-        if (frame[0] === MINUS) {
-          for (const text of added) this.#requestedPatterns.delete(text);
-          return frame;
-        }
-        if (answered) return NOTHING;
+        if (answered && frame[0] !== MINUS) return NOTHING;
+        const at = this.#changes.indexOf(change);
+        if (at >= 0) this.#changes.splice(at, 1);
+        if (frame[0] === MINUS) return frame;
         answered = true;
-        return Buffer.concat(subscribeAll(frame));
+        return Buffer.concat(all(frame));
       },
-      lost: () => void subscribeAll(NOTHING),
     };
   }
 
+  #subscribePatterns(command: Buffer, names: readonly Buffer[]): SubscriptionRequest {
+    const needed = new Map<string, Buffer>();
+    for (const name of names) {
+      for (const pattern of patternsNeeded(this.#listening, name)) needed.set(pattern.toString('latin1'), pattern);
+    }
+    const change: PatternChange = { adds: true, names };
+    this.#changes.push(change);
+    return this.#patternRequest(change, [command, ...needed.values()], (frame) =>
+      names.map((name) => {
+        this.patterns.set(name.toString('latin1'), name);
+        return this.#confirmation(frame, 'psubscribe', name);
+      }),
+    );
+  }
+
   #unsubscribePatterns(command: Buffer, names: readonly Buffer[]): SubscriptionRequest {
-    if (names.length === 0) this.#requestedPatterns.clear();
-    for (const name of names) this.#requestedPatterns.delete(name.toString('latin1'));
+    const change: PatternChange = { adds: false, names };
+    this.#changes.push(change);
     // A pattern that nobody is subscribed to: the server confirms, and nothing changes.
     const placeholder = Buffer.concat([this.#scope.prefixPattern, Buffer.from('holdfast-nothing')]);
-    let answered = false;
-    const unsubscribeAll = (frame: Buffer): Buffer[] => {
+    const args = this.#expectedPatterns().size > 0 ? [command, placeholder] : [command];
+    return this.#patternRequest(change, args, (frame) => {
       const gone = names.length > 0 ? names : [...this.patterns.values()];
       if (gone.length === 0) return [this.#confirmation(frame, 'punsubscribe', undefined)];
       return gone.map((name) => {
         this.patterns.delete(name.toString('latin1'));
         return this.#confirmation(frame, 'punsubscribe', name);
       });
-    };
-    return {
-      args: this.#requestedPatterns.size > 0 ? [command, placeholder] : [command],
-      confirmed: (frame) => {
-        if (frame[0] === MINUS) return frame;
-        if (answered) return NOTHING;
-        answered = true;
-        return Buffer.concat(unsubscribeAll(frame));
-      },
-      lost: () => void unsubscribeAll(NOTHING),
-    };
+    });
   }
 }
 
