@@ -142,7 +142,8 @@ export class TrackedConnection {
       const end = this.scanner.scan(bytes, at, bytes.length);
       this.parts.push(bytes.subarray(at, end));
       at = end;
-      if (this.scanner.malformed) {
+      // It subscribes to nothing, and servers send its invalidations between replies.
+      if (this.scanner.malformed || this.scanner.pushAhead) {
         this.socket?.destroy(new Error('the KV store sent bytes that are not RESP'));
         return;
       }
