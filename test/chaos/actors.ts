@@ -61,13 +61,13 @@ export interface SidecarSettings {
   readonly name: string;
 }
 
-export interface SidecarActor extends Actor {
+/** Its supervisor starts it again when it ends by itself, as a machine's would. */
+export interface SupervisedActor extends Actor {
   /** How often it ended without being asked to, and how often it did not end when it was asked to. */
   readonly crashes: number;
 }
 
-/** A supervisor as a machine would have one: a sidecar that ends by itself is started again. */
-export function createSidecar(settings: SidecarSettings): SidecarActor {
+export function createSidecar(settings: SidecarSettings): SupervisedActor {
   const { root, port, kvPort, databaseUrl, directory, name } = settings;
   let child: ChildProcess | undefined;
   let wanted = false;
@@ -129,24 +129,44 @@ export function createClient(
   directory: string,
   nextLife: () => ClientLife,
   ended: (life: ClientLife) => void,
-): Actor {
+): SupervisedActor {
   let child: ChildProcess | undefined;
+  let wanted = false;
+  let crashes = 0;
+
+  async function launch(): Promise<void> {
+    const life = nextLife();
+    const launched = await spawnNode(
+      fileURLToPath(new URL(`./${kind}-process.ts`, import.meta.url)),
+      [JSON.stringify({ ...settings, ...life })],
+      REPOSITORY,
+      join(directory, `${kind}-${settings.slot}.log`),
+    );
+    child = launched;
+    launched.once('exit', () => {
+      ended(life);
+      if (!wanted || child !== launched) return;
+      crashes += 1;
+      setTimeout(() => {
+        if (wanted && child === launched) void launch();
+      }, RESPAWN_MS);
+    });
+  }
   return {
+    get crashes() {
+      return crashes;
+    },
     async start() {
-      const life = nextLife();
-      child = await spawnNode(
-        fileURLToPath(new URL(`./${kind}-process.ts`, import.meta.url)),
-        [JSON.stringify({ ...settings, ...life })],
-        REPOSITORY,
-        join(directory, `${kind}-${settings.slot}.log`),
-      );
-      child.once('exit', () => ended(life));
+      wanted = true;
+      await launch();
     },
     async kill() {
+      wanted = false;
       if (child !== undefined) await killTree(child);
     },
     async terminate() {
-      if (child !== undefined) await terminate(child);
+      wanted = false;
+      if (child !== undefined && !(await terminate(child))) crashes += 1;
     },
     pause: () => child !== undefined && signalTree(child, 'SIGSTOP'),
     resume: () => child !== undefined && signalTree(child, 'SIGCONT'),

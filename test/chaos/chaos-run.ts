@@ -5,8 +5,9 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { SupervisedActor } from './actors.ts';
 import { type Checker, createChecker, type Verdict } from './checker.ts';
-import { connectClient, delay } from './client-process.ts';
+import { connectClient, delay, NO_ANSWER } from './client-process.ts';
 import { eventOf } from './event-fields.ts';
 import { runClock } from './history.ts';
 import type { KvKind } from './kv-node.ts';
@@ -17,6 +18,7 @@ import { type RecoveryRecord, readRecoveryRecords } from './recovery-records.ts'
 import { type RecoveryWatch, watchRecovery } from './recovery-watch.ts';
 import type { Fault, Phase } from './schedule.ts';
 import { type Stage, startStage } from './stage.ts';
+import { noteStall } from './stall-notes.ts';
 import { STREAMS } from './workload.ts';
 
 export interface ChaosOptions {
@@ -67,6 +69,8 @@ export interface ChaosResult {
   readonly faults: readonly FaultReport[];
   readonly phases: readonly PhaseReport[];
   readonly sidecarCrashes: number;
+  /** Producers and consumers that ended by themselves: a fault of the run's own. */
+  readonly clientCrashes: number;
   /** What the sidecars wrote down of their recoveries. */
   readonly recoveries: readonly RecoveryRecord[];
   /** What clients were told, by operation and error. */
@@ -152,18 +156,29 @@ async function strike(
 }
 
 /** The quiet part of a phase: measures how long until all moves again, and finds what does not. */
-async function calmDown(phase: Phase, checker: Checker, now: () => number): Promise<PhaseReport> {
+async function calmDown(
+  phase: Phase,
+  checker: Checker,
+  now: () => number,
+  noteWhy: (why: string) => Promise<void>,
+): Promise<PhaseReport> {
   const calmMs = now();
   const watch = watchRecovery(checker, now);
   while (!watch.look() && now() - calmMs < SETTLE_MS) await delay(POLL_MS / 2);
   const stalled = watch.waiting;
+  if (stalled.length > 0) await noteWhy(`not moving ${SETTLE_MS} ms after the last fault: ${stalled.join(', ')}`);
   while (!watch.look() && now() - calmMs < STALL_LOOK_MS_MAX) await delay(POLL_MS / 2);
   await delay(Math.max(0, calmMs + phase.quietMs - now()));
   return { calmMs, writesMs: watch.writesMs, readsMs: watch.readsMs, stalled };
 }
 
 /** Waits until every group has handled everything, or nothing moves any more. */
-async function drain(checker: Checker, now: () => number, stillMs: number): Promise<void> {
+async function drain(
+  checker: Checker,
+  now: () => number,
+  stillMs: number,
+  noteWhy: (why: string) => Promise<void>,
+): Promise<void> {
   const groups = STREAMS.flatMap(({ groups }, stream) => groups.map((_, group) => [stream, group] as const));
   const sum = (count: 'backlog' | 'handled' | 'deliveries'): number =>
     groups.reduce((total, [stream, group]) => total + checker.progress(stream, group)[count], 0);
@@ -175,6 +190,7 @@ async function drain(checker: Checker, now: () => number, stillMs: number): Prom
     before = moved;
     await delay(POLL_MS);
   }
+  if (sum('backlog') > 0) await noteWhy(`the drain ended with a backlog of ${sum('backlog')}`);
   await delay(AFTERMATH_MS);
 }
 
@@ -201,11 +217,15 @@ async function countErrors(
 function violationsOf(
   verdict: Verdict,
   phases: readonly PhaseReport[],
-  sidecarCrashes: number,
+  crashes: { readonly sidecars: number; readonly clients: number },
   recoveries: readonly RecoveryRecord[],
   errors: Readonly<Record<string, ErrorCount>>,
 ): string[] {
   const doubtful = recoveries.reduce((sum, record) => sum + record.possibleDuplicates, 0);
+  const unanswered = Object.entries(errors).reduce(
+    (sum, [what, { inCalm }]) => (what.includes(` ${NO_ANSWER}`) ? sum + inCalm : sum),
+    0,
+  );
   const mustBeZero: readonly (readonly [count: number, what: string])[] = [
     [verdict.lost, 'acknowledged events lost'],
     [verdict.observedLost, 'observed events lost'],
@@ -219,7 +239,9 @@ function violationsOf(
     [verdict.idOrderBroken, 'IDs out of order'],
     [verdict.deliveryOrderBroken, 'deliveries out of order in calm times'],
     [recoveries.filter((record) => record.milliseconds === undefined).length, 'recoveries never completed'],
-    [sidecarCrashes, 'sidecars that ended by themselves, or would not end'],
+    [crashes.sidecars, 'sidecars that ended by themselves, or would not end'],
+    [crashes.clients, 'clients of the run that ended by themselves, or would not end'],
+    [unanswered, 'requests without an answer long after the last fault'],
   ];
   return [
     ...mustBeZero.filter(([count]) => count > 0).map(([count, what]) => `${count} ${what}`),
@@ -248,9 +270,10 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
   try {
     stage = await startStage({ ...options, withReplica, directory, startNs }, checker);
     const { ports, producers, consumers, sidecars, errorsPaths } = stage;
-    const pollStage = stage.poll;
+    const set = stage;
+    const noteWhy = (why: string): Promise<void> => noteStall(join(directory, 'stalls.txt'), why, set, checker);
     poll = setInterval(() => {
-      pollStage();
+      set.poll();
       for (const watch of watches) watch.look();
     }, POLL_MS);
     const stopJanitor = startJanitor(ports[0]!, checker, now, runStartMs);
@@ -263,7 +286,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
         faults.push(fault);
         watches.push(watchRecovery(checker, now));
       });
-      const report = await calmDown(phase, checker, now);
+      const report = await calmDown(phase, checker, now, noteWhy);
       phases.push(report);
       const names = faults.slice(first).map((fault) => fault.nemesis);
       const seconds = ((report.readsMs ?? Number.NaN) / 1000).toFixed(1);
@@ -274,7 +297,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
       );
     }
     await Promise.all(producers.map((actor) => actor.terminate()));
-    await drain(checker, now, options.drainStillMs);
+    await drain(checker, now, options.drainStillMs, noteWhy);
     stopJanitor();
     await readUngrouped(ports[0]!, checker);
     await Promise.all(consumers.map((actor) => actor.terminate()));
@@ -284,12 +307,15 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
     const errors = await countErrors(errorsPaths, faults);
     const recoveries =
       stage.ledger === undefined ? [] : await readRecoveryRecords(stage.ledger.urlVia(stage.ledger.port));
-    const sidecarCrashes = sidecars.reduce((sum, sidecar) => sum + sidecar.crashes, 0);
-    const violations = violationsOf(verdict, phases, sidecarCrashes, recoveries, errors);
+    const crashesOf = (actors: readonly SupervisedActor[]): number =>
+      actors.reduce((sum, actor) => sum + actor.crashes, 0);
+    const crashes = { sidecars: crashesOf(sidecars), clients: crashesOf([...producers, ...consumers]) };
+    const violations = violationsOf(verdict, phases, crashes, recoveries, errors);
     passed = violations.length === 0;
     return {
       ...{ seed: options.seed, kv: options.kv, sidecars: options.sidecars, seconds: now() / 1000 },
-      ...{ verdict, phases, sidecarCrashes, recoveries, errors, violations },
+      ...{ verdict, phases, recoveries, errors, violations },
+      ...{ sidecarCrashes: crashes.sidecars, clientCrashes: crashes.clients },
       faults: faults.map((fault, i) => ({ ...fault, writesMs: watches[i]!.writesMs, readsMs: watches[i]!.readsMs })),
       directory: passed && !options.keep ? undefined : directory,
     };

@@ -44,9 +44,42 @@ export function connectClient(port: number, database: number, protocol: 2 | 3 = 
     reconnectOnError: () => false,
   });
   // Each request's own rejection tells of the fault; a client without this listener would print it as well.
-  client.on('error', () => {});
+  client.on('error', (error) => {
+    // ioredis goes on in database 0 when the SELECT of a new connection was refused, which would be this client's own loss.
+    if (isRefusedSelect(error)) client.disconnect(true);
+  });
   return client;
 }
+
+function isRefusedSelect(error: unknown): boolean {
+  const command = error instanceof Error && 'command' in error ? error.command : undefined;
+  return typeof command === 'object' && command !== null && 'name' in command && command.name === 'select';
+}
+
+/** Longer than any fault, and than what Holdfast may hold a request for: who is not answered by then never will be. */
+const ANSWER_MS_MAX = 25_000;
+
+/**
+ * What `request` comes to. Without an answer in time (`blockMs` apart) it rejects with `NO_ANSWER`, and the client takes a new
+ * connection: a reply that is missing must not stop the client for the rest of the run, and must be told in the report.
+ */
+export async function answered<T>(client: Redis, request: Promise<T>, blockMs = 0): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const limit = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      reject(new Error(`${NO_ANSWER} within ${ANSWER_MS_MAX} ms`));
+      client.disconnect(true);
+    }, blockMs + ANSWER_MS_MAX);
+  });
+  try {
+    return await Promise.race([request, limit]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** How the error of a request begins that was never answered. */
+export const NO_ANSWER = 'no answer';
 
 export interface ErrorLog {
   add(operation: string, error: unknown): void;

@@ -5,7 +5,7 @@
  */
 import type { Redis } from 'ioredis';
 import { messageOf } from '../../src/errors.ts';
-import { connectClient, delay, openErrorLog, protocolOf, readSettings } from './client-process.ts';
+import { answered, connectClient, delay, openErrorLog, protocolOf, readSettings } from './client-process.ts';
 import { type EventIdentity, eventFields, eventOf, fieldsEqual } from './event-fields.ts';
 import { DELIVERY, KIND, openHistory, runClock, WRONG_FIELDS } from './history.ts';
 import { seededRandom } from './seeded-random.ts';
@@ -78,17 +78,18 @@ async function acknowledge(client: Redis, plan: ConsumerPlan, entries: readonly 
   write(KIND.ackInvoked);
   history.flush();
   try {
-    const count =
+    const request =
       plan.acknowledge === 'script'
-        ? await client.call('EVAL', ACK_SCRIPT, '1', stream.name, plan.group, ...ids)
-        : await client.call('XACK', stream.name, plan.group, ...ids);
+        ? client.call('EVAL', ACK_SCRIPT, '1', stream.name, plan.group, ...ids)
+        : client.call('XACK', stream.name, plan.group, ...ids);
+    const count = await answered(client, request);
     write(KIND.ackOk, count === entries.length ? 1 : 0);
     if (!stream.deletesHandled) return;
     for (const { stream, group, idMs, idSeq, event } of entries) {
       if (event !== undefined) history.write({ kind: KIND.deleteInvoked, stream, group, idMs, idSeq, ...event });
     }
     history.flush();
-    await client.call('XDEL', stream.name, ...ids);
+    await answered(client, client.call('XDEL', stream.name, ...ids));
     for (const { stream, group, idMs, idSeq, event } of entries) {
       if (event !== undefined) history.write({ kind: KIND.deleteOk, stream, group, idMs, idSeq, ...event });
     }
@@ -139,10 +140,11 @@ async function consume(plan: ConsumerPlan, name: string, untilMs: number): Promi
       }
       const readAtMs = now();
       try {
-        const reply = (await reader.callBuffer(
+        const request = reader.callBuffer(
           ...['XREADGROUP', 'GROUP', plan.group, name, 'COUNT', String(plan.count), 'BLOCK', String(plan.blockMs)],
           ...['STREAMS', ...plan.streams, ...plan.streams.map(() => from)],
-        )) as ReadReply;
+        );
+        const reply = (await answered(reader, request, plan.blockMs)) as ReadReply;
         const how = from === '>' ? DELIVERY.fresh : DELIVERY.ownPending;
         from = '>';
         for (const [key, entries] of streamsOf(reply)) {
@@ -156,16 +158,20 @@ async function consume(plan: ConsumerPlan, name: string, untilMs: number): Promi
     }
   }
   async function takeOver(): Promise<void> {
+    const cursors = new Map<number, string>();
     while (alive()) {
       await delay(CLAIM_EVERY_MS * (0.5 + random.next()));
       for (const stream of streams) {
         if (!alive() || inHand >= IN_HAND_MAX) break;
         const readAtMs = now();
         try {
-          const reply = (await writer.callBuffer(
-            ...['XAUTOCLAIM', STREAMS[stream]!.name, plan.group, name, String(CLAIM_IDLE_MS), '0-0'],
-            ...['COUNT', String(CLAIM_COUNT)],
-          )) as ClaimReply;
+          const request = writer.callBuffer(
+            ...['XAUTOCLAIM', STREAMS[stream]!.name, plan.group, name, String(CLAIM_IDLE_MS)],
+            ...[cursors.get(stream) ?? '0-0', 'COUNT', String(CLAIM_COUNT)],
+          );
+          const reply = (await answered(writer, request)) as ClaimReply;
+          // Entries that are being worked on stand before those of the dead: without the cursor they would hide them.
+          cursors.set(stream, reply[0].toString('latin1'));
           const group = groupIndex(stream, plan.group);
           workOnAll(reply[1].map((entry) => receive(stream, group, entry, DELIVERY.claimed, readAtMs)));
         } catch (error) {

@@ -3,7 +3,15 @@
  * of it is the checker's to judge.
  */
 import type { Redis } from 'ioredis';
-import { connectClient, delay, failedForSure, openErrorLog, protocolOf, readSettings } from './client-process.ts';
+import {
+  answered,
+  connectClient,
+  delay,
+  failedForSure,
+  openErrorLog,
+  protocolOf,
+  readSettings,
+} from './client-process.ts';
 import { eventFields } from './event-fields.ts';
 import { KIND, OBSERVED, openHistory, runClock } from './history.ts';
 import { PRODUCERS, type ProducerPlan, STREAMS, streamIndex } from './workload.ts';
@@ -59,7 +67,7 @@ async function addBatch(client: Redis, plan: ProducerPlan, stream: number): Prom
     let outcome: [unknown, unknown][] | null = null;
     let failure: unknown = new Error('EXEC gave nil');
     try {
-      outcome = await batch.exec();
+      outcome = await answered(client, batch.exec());
     } catch (error) {
       failure = error;
     }
@@ -71,11 +79,11 @@ async function addBatch(client: Redis, plan: ProducerPlan, stream: number): Prom
   }
   const attempt = attempts[0]!;
   try {
-    const reply =
+    const request =
       plan.style === 'script'
-        ? await client.call('EVAL', ADD_SCRIPT, '1', key, ...attempt.fields)
-        : await client.call('XADD', key, entryId(plan, attempt), ...attempt.fields);
-    complete(stream, attempt, null, reply);
+        ? client.call('EVAL', ADD_SCRIPT, '1', key, ...attempt.fields)
+        : client.call('XADD', key, entryId(plan, attempt), ...attempt.fields);
+    complete(stream, attempt, null, await answered(client, request));
   } catch (error) {
     complete(stream, attempt, error, null);
   }

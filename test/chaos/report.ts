@@ -76,6 +76,7 @@ export function renderReport(result: ChaosResult): string {
     ['phases', phases.length],
     ['stalls over 5 s', phases.filter((phase) => phase.stalled.length > 0).length],
     ['sidecar crashes', result.sidecarCrashes],
+    ["crashes of the run's own clients", result.clientCrashes],
   ];
   const errorRows = Object.entries(errors)
     .toSorted(([, a], [, b]) => b.inFaults + b.inCalm - a.inFaults - a.inCalm)

@@ -79,7 +79,7 @@ function say(line: string): void {
 
 const { seed, kv, keep } = values;
 const ratePerSecond = numberOf('rate', values.rate, 1, 100_000);
-const common = { seed, kv, keep, ratePerSecond, drainStillMs: 20_000, say } as const;
+const common = { seed, kv, keep, ratePerSecond, drainStillMs: 40_000, say } as const;
 
 /** Under its plan, Holdfast must pass and the mutated copy must be found out. */
 async function prove(mutation: Mutation): Promise<boolean> {

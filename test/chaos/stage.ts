@@ -9,14 +9,14 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { freePort } from '../../src/embedded/free-port.ts';
-import { type ClientLife, createClient, createSidecar, type SidecarActor } from './actors.ts';
+import { type ClientLife, createClient, createSidecar, type SupervisedActor } from './actors.ts';
 import type { Checker } from './checker.ts';
 import { connectClient } from './client-process.ts';
 import { followHistory, type HistoryReader } from './history.ts';
 import type { KvKind } from './kv-node.ts';
 import { startKvPair } from './kv-pair.ts';
 import { startLedgerNode } from './ledger-node.ts';
-import type { Actor, Arena } from './nemeses.ts';
+import type { Arena } from './nemeses.ts';
 import { startTcpProxy, type TcpProxy } from './tcp-proxy.ts';
 import { CONSUMERS, PRODUCERS, STREAMS } from './workload.ts';
 
@@ -33,7 +33,9 @@ export interface StageOptions {
 }
 
 export interface Stage extends Arena {
-  readonly sidecars: readonly SidecarActor[];
+  readonly sidecars: readonly SupervisedActor[];
+  readonly producers: readonly SupervisedActor[];
+  readonly consumers: readonly SupervisedActor[];
   /** Where clients connect to: the sidecars, or the KV store's link. */
   readonly ports: readonly number[];
   /** Gives the checker what clients wrote down since the last call. */
@@ -91,7 +93,7 @@ export async function startStage(options: StageOptions, checker: Checker): Promi
     const kvLinks = await startLinks(Math.max(1, options.sidecars), () => kv.primary.port);
     const [direct] = await startLinks(1, () => kv.primary.port);
 
-    const sidecars: SidecarActor[] = [];
+    const sidecars: SupervisedActor[] = [];
     const sidecarPorts: number[] = [];
     let ledger: Arena['ledger'];
     let ledgerLinks: TcpProxy[] = [];
@@ -117,7 +119,7 @@ export async function startStage(options: StageOptions, checker: Checker): Promi
     const ports = options.sidecars === 0 ? [kvLinks[0]!.port] : sidecarPorts;
     await createGroups(ports[0]!);
 
-    const create = (kind: 'producer' | 'consumer', slot: number): Actor =>
+    const create = (kind: 'producer' | 'consumer', slot: number): SupervisedActor =>
       createClient(
         kind,
         {
