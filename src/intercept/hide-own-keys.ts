@@ -30,6 +30,8 @@ export function hideOwnKeysInterceptor(): Interceptor {
     name: 'hide-own-keys',
     handles: (command) => command !== undefined && command.name in SEES,
     request(exchange) {
+      // Inside a scope there are none of them.
+      if (exchange.session.scope !== undefined) return;
       exchange.onReply((frame) => SEES[exchange.command!.name]!(exchange, frame));
     },
   };

@@ -115,10 +115,14 @@ export function flushScripts({ exchange, session, scripts }: ScopedExchange): vo
   exchange.respond(encode.OK);
 }
 
+/** Answered here whatever it asks: the KV store knows wrapped scripts only, and does not let scopes see them. */
 export function showScript({ exchange, session, scripts }: ScopedExchange): void {
-  const sha = exchange.args[2];
-  if (sha === undefined || exchange.args.length !== 3) return;
+  const [, , sha, ...more] = exchange.args;
+  if (sha === undefined || more.length > 0) {
+    answerError(exchange, "ERR wrong number of arguments for 'script|show' command");
+    return;
+  }
   const script = scripts.find(session.identity.owner, sha.toString('latin1'));
-  if (script === undefined) exchange.args = exchange.args.with(2, UNKNOWN_SHA);
+  if (script === undefined) answerError(exchange, 'NOSCRIPT No matching script.');
   else exchange.respond(encode.bulk(script.body));
 }

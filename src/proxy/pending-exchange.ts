@@ -173,11 +173,15 @@ export class PendingExchange implements Exchange, OwedReply {
     return members instanceof Promise ? members.then((reply) => this.chain(reply)) : this.chain(members);
   }
 
+  /** A transform that fails gives an error, which those before it see: the scope's takes physical names out of it. */
   private chain(frame: Buffer, boundary = this.transforms.length): Buffer | Promise<Buffer> {
     let reply: Buffer | Promise<Buffer> = frame;
     for (let i = boundary - 1; i >= 0; i -= 1) {
       const step = this.transforms[i]!;
-      reply = reply instanceof Promise ? reply.then(step) : guard(() => step(reply as Buffer));
+      reply =
+        reply instanceof Promise
+          ? reply.catch((thrown) => this.failure(thrown)).then(step)
+          : guard(() => step(reply as Buffer));
     }
     const { last } = this;
     if (last === undefined) return reply;
