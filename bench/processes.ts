@@ -91,7 +91,8 @@ async function launch(options: Launch): Promise<RunningProcess> {
   const child = spawn(command, args, {
     cwd: directory,
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { ...process.env, ...options.environment },
+    // Which form of Holdfast is meant is no setting of Holdfast's.
+    env: { ...process.env, HOLDFAST_FROM_SOURCE: undefined, ...options.environment },
   });
   live.add(child);
   let output = '';

@@ -11,6 +11,8 @@ import { runCrossTalk } from './cross-talk.ts';
 import { describeMismatch, fuzzFrames } from './differential.ts';
 import { footprint, runLifecycles } from './lifecycles.ts';
 import { idleClients, stalledReader } from './memory.ts';
+import { runIsolation } from './scope-isolation.ts';
+import { MUTATIONS, runMutation } from './scope-mutations.ts';
 import { startTwins, type TwinOptions, type Twins } from './twins.ts';
 
 const USAGE = `usage: npm run fuzz -- [options]; each part runs when it is asked for
@@ -47,6 +49,8 @@ async function main(): Promise<number> {
       lifecycles: { type: 'string' },
       idle: { type: 'string' },
       stall: { type: 'boolean', default: false },
+      scope: { type: 'string' },
+      'scope-leaks': { type: 'boolean', default: false },
       seed: { type: 'string' },
       server: { type: 'string', default: 'redis-server' },
       pooling: { type: 'string', default: 'transaction' },
@@ -61,8 +65,11 @@ async function main(): Promise<number> {
   }
   const seed = Number(values.seed ?? Date.now() % 1_000_000_000);
   say(`seed ${seed}`);
+  const server = values.server as KvBinary;
+  if (values['scope-leaks']) return (await plantedLeaks(server, seed)) ? 0 : 1;
+  if (values.scope !== undefined) return (await isolation(server, seed, Number(values.scope))) ? 0 : 1;
   const twins = await startTwins({
-    server: values.server as KvBinary,
+    server,
     front: values.front as TwinOptions['front'],
     pooling: values.pooling as TwinOptions['pooling'],
   });
@@ -162,6 +169,41 @@ async function stall(twins: Twins): Promise<boolean> {
       `${cost.closed ? 'closed' : 'kept'}; slowest PING of another ${Math.round(cost.slowestPingMs)} ms`,
   );
   return cost.peakBytes - cost.beforeBytes < 200 * MEGABYTE;
+}
+
+async function isolation(server: KvBinary, seed: number, commands: number): Promise<boolean> {
+  const startedAt = performance.now();
+  const report = await runIsolation({
+    server,
+    seed,
+    commands,
+    violationsMax: 10,
+    onProgress: (done) =>
+      say(`  ${done} commands, ${Math.round(done / ((performance.now() - startedAt) / 1000))} a second`),
+  });
+  for (const [kind, count] of report.errorKinds) say(`  ${count} times ${kind}`);
+  for (const violation of report.violations) say(`violation: ${violation}`);
+  say(
+    `${report.commands} commands on ${report.connections} connections of ${server}, ${report.replies} replies ` +
+      `(${((100 * report.errors) / report.replies).toFixed(1)} % errors), ${report.pushes} pushes, ` +
+      `${report.looks} looks at ${report.keysSeen} keys: ${report.violations.length} violations`,
+  );
+  return report.violations.length === 0;
+}
+
+async function plantedLeaks(server: KvBinary, seed: number): Promise<boolean> {
+  let missed = 0;
+  for (const mutation of [undefined, ...MUTATIONS]) {
+    const report = await runMutation(mutation, { server, seed, commands: 100_000 });
+    const found = report.violations.length > 0;
+    if (found !== (mutation !== undefined)) missed += 1;
+    const verdict = found
+      ? `found after ${report.commands} commands: ${report.violations[0]!.slice(0, 160)}`
+      : 'nothing found';
+    say(`${mutation?.name ?? 'nothing planted'}: ${verdict}`);
+  }
+  say(missed === 0 ? 'every planted leak was found' : `${missed} of ${MUTATIONS.length + 1} were judged wrongly`);
+  return missed === 0;
 }
 
 main().then(

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { startKv } from '../support/servers.ts';
 import { type Ask, asking, type ScopedProxy, startScopedProxy } from './scoped-proxy.ts';
+import { SCRIPT_ATTACKS } from './script-attacks.ts';
 
 const USERS = { a: { scope: 'a:' }, b: { scope: 'b:' }, shares: { scope: 's:', shared: ['common', 'queue'] } };
 const kvs = { redis: await startKv('redis'), valkey: await startKv('valkey') };
@@ -13,103 +14,6 @@ const open: Record<string, ScopedProxy> = {
 };
 
 const sha1 = (text: string): string => createHash('sha1').update(text).digest('hex');
-
-/** Ways out of the wrapper. `%s` stands for `GET secret`, said to the real server; each must fail or give nothing. */
-const ATTACKS: readonly string[] = [
-  'return _G.redis.call("GET","secret")',
-  'return _G["redis"].call("GET","secret")',
-  'return rawget(_G,"redis").call("GET","secret")',
-  'for k,v in pairs(_G) do if k=="redis" then return v.call("GET","secret") end end',
-  "return loadstring(\"return redis.call('GET','secret')\")()",
-  'return load(function() return nil end)',
-  "local n=0 return load(function() n=n+1 if n==1 then return \"return redis.call('GET','secret')\" end end)()",
-  'return getfenv(0).redis.call("GET","secret")',
-  'return getfenv(1).redis.call("GET","secret")',
-  'return getfenv(redis.call).redis.call("GET","secret")',
-  'setfenv(1,{}) return redis.call("GET","secret")',
-  'return getmetatable("").__index.call("GET","secret")',
-  'getmetatable("").__index=function(s,k) return 1 end return redis.call("GET","secret")',
-  'getmetatable("").__concat=function(a,b) return b end return redis.call("GET","secret")',
-  'getmetatable(redis).__index.call("GET","secret")',
-  'return getmetatable(_G).__index.redis.call("GET","secret")',
-  'string.sub=function() return "secret" end return redis.call("GET","secret")',
-  'rawset(string,"lower",function() return "ping" end) return redis.call("geT","secret")',
-  'string.find=function() return 1 end return redis.call("GeT","secret")',
-  'table.insert=nil return redis.call("SCAN","0","COUNT","1000")[2][1]',
-  'setmetatable(redis,{__index={call=1}}) return redis.call("GET","secret")',
-  'local mt={__index=function(t,k) return "secret" end} return redis.call("GET",setmetatable({},mt))',
-  'local mt={__tostring=function() return "secret" end} return redis.call("GET",setmetatable({},mt))',
-  'local mt={__concat=function() return "secret" end} return redis.call("GET",setmetatable({},mt))',
-  'return coroutine.wrap(function() return redis.call("GET","secret") end)()',
-  'return coroutine.wrap(redis.call)("GET","secret")',
-  'local ok,v=pcall(redis.call,"GET","secret") return ok and v',
-  'local ok,v=xpcall(function() return redis.call("GET","secret") end,function(e) return e end) return ok and v',
-  'return newproxy(true)',
-  'return string.dump(redis.call)',
-  'return require("redis").call("GET","secret")',
-  'return package.loaded.redis.call("GET","secret")',
-  'return debug.getupvalue(redis.call,1)',
-  'return io.open("/etc/passwd")',
-  'return dofile("/etc/passwd")',
-  'return hf0_p("GET","secret")',
-  'return hf0_r.call("GET","secret")',
-  'local hf0_x=1 return hf1_p("GET","secret")',
-  'return __redis__err__handler',
-  'redis=nil KEYS=nil return redis.call("GET","secret")',
-  'return redis.call(" GET","secret")',
-  'return redis.call("GET\\0","secret")',
-  'return redis.call("get ","secret")',
-  'return redis.call("OBJECT","ENCODING","secret")',
-  'return redis.call("OBJECT|ENCODING","secret")',
-  'return redis.call("object","HELP|","secret")',
-  'return redis.call("EVAL","return redis.call(\'GET\',\'secret\')",0)',
-  'return redis.call("FCALL","f",0)',
-  'return redis.call("CONFIG","GET","*")',
-  'return redis.call("INFO")',
-  'return redis.call("DEBUG","OBJECT","secret")',
-  'return redis.call("MIGRATE","h",1,"secret",0,1)',
-  'return redis.call("SWAPDB",0,1)',
-  'return redis.call("FLUSHALL")',
-  'return redis.call("SCRIPT","FLUSH")',
-  'return redis.call("ACL","LIST")',
-  'return redis.call("CLIENT","LIST")',
-  'return redis.call("PUBSUB","CHANNELS")',
-  'return redis.call("MULTI")',
-  'return redis.call("HOLDFAST","STATUS")',
-  'return redis.call("RANDOMKEY")',
-  'return redis.call("KEYS","*")[1]',
-  'return redis.call("KEYS","../*")[1]',
-  'return redis.call("SCAN","0","MATCH","*")[2][1]',
-  'return redis.call("SCAN",0,"COUNT",1000,"MATCH","secret")[2][1]',
-  'return redis.call("SORT","l","BY","nosort","GET","secre*")[1]',
-  'return redis.call("SORT","l","GET","*")[1]',
-  'return redis.call("MGET","secret")[1]',
-  'return redis.call("mGeT","secret")[1]',
-  'return redis.call("COPY","secret","mine")==1 and redis.call("GET","mine")',
-  'return redis.call("RENAME","secret","mine")',
-  'return redis.call("BITOP","AND","mine","secret") and redis.call("GET","mine")',
-  'return redis.call("EXISTS","secret")==1 and "found"',
-  'return redis.call("ZUNION","1","secret")',
-  'return redis.call("ZUNION","0x1","secret")',
-  'return redis.call("ZUNION",1.5,"secret")',
-  'return redis.call("XREAD","STREAMS","secret","0")',
-  'return redis.acl_check_cmd("GET","secret") and "allowed"',
-  'return redis.pcall("GET","secret")',
-  'return server.call("GET","secret")',
-  'return (server or redis).pcall("GET","secret")',
-  'return unpack({redis.call("GET","secret")})',
-  'return select(1,redis.call("GET","secret"))',
-  'table.sort({2,1},function() redis.call("DEL","secret") return false end)',
-  'return ("x"):gsub("x",function() return redis.call("GET","secret") end)',
-  '#!lua flags=no-cluster\nreturn redis.call("GET","secret")',
-  '\nlocal redis=redis\nreturn redis.call("GET","secret")',
-  'return (function(...) return redis.call(...) end)("GET","secret")',
-  'return ARGV[1]',
-  'return ARGV[#ARGV]',
-  'return cjson.encode(ARGV)..cjson.encode(KEYS)',
-  'return KEYS[1]',
-  'return ...',
-];
 
 describe.each(['redis', 'valkey'] as const)('scripts in a scope on %s', (server) => {
   const proxy = open[server]!;
@@ -123,7 +27,7 @@ describe.each(['redis', 'valkey'] as const)('scripts in a scope on %s', (server)
     await direct('FLUSHALL');
   }
 
-  it.each(ATTACKS)('no way out: %s', async (body) => {
+  it.each(SCRIPT_ATTACKS)('no way out: %s', async (body) => {
     await begin();
     await direct('SET', 'secret', 'the-secret');
     await direct('SET', 'b:secret', 'the-secret');
