@@ -120,7 +120,7 @@ const findMigrate: NameFinder = (args, found) => {
     if (word === 'copy' || word === 'replace') continue;
     if (word === 'auth' && left >= 1) at += 1;
     else if (word === 'auth2' && left >= 2) at += 2;
-    else if (word === 'keys' && args[3]!.length === 0) return everythingFrom(args, at + 1, found);
+    else if (word === 'keys' && left >= 1 && args[3]!.length === 0) return everythingFrom(args, at + 1, found);
     else {
       found(3, 'key');
       return everythingFrom(args, at, found);

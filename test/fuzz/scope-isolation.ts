@@ -86,7 +86,7 @@ const PUSH = 62;
 
 /** Commands of the documented generator that would end a session, take away its identity, or keep it waiting. */
 const NOT_GENERATED =
-  /^(quit|reset|hello|auth|wait|waitaof|multi|exec|discard|watch|unwatch|s?subscribe|psubscribe|unsubscribe|punsubscribe|sunsubscribe|select|flushall|flushdb|client\|(reply|kill|tracking|no-touch)|function\|(flush|delete|load)|script\|flush)$/;
+  /^(quit|reset|hello|auth|wait|waitaof|multi|exec|discard|watch|unwatch|s?subscribe|psubscribe|unsubscribe|punsubscribe|sunsubscribe|select|b[lrz].*pop.*|blmove|xread|xreadgroup|flushall|flushdb|client\|(reply|kill|tracking|no-touch)|function\|(flush|delete|load)|script\|flush)$/;
 
 const CONFIGURED = Object.fromEntries(
   [...TENANTS, { user: 'quiet', prefixes: [QUIET], template: false }].map(({ user, prefixes, template }) => [

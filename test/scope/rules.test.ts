@@ -78,6 +78,7 @@ describe('the scope table', () => {
     expect(found('GEORADIUS', 'k', '1', '2', '3', 'm', 'INTO', 'x')).toHaveLength(3);
     expect(found('ZUNION', '1a', 'k', 'l')).toEqual(['key k', 'key l']);
     expect(found('LMPOP', '3', 'k', 'LEFT')).toEqual(['key k', 'key LEFT']);
+    expect(found('MIGRATE', 'h', '1', '', '0', '1', 'KEYS')).toEqual(['key ', 'key KEYS']);
     expect(found('MIGRATE', 'h', '1', 'k', '0', '1', 'KEYS', 'x')).toEqual(['key k', 'key KEYS', 'key x']);
   });
 });
