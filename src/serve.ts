@@ -300,7 +300,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
   steps.onStop('cache', () => cache.stop());
 
   function infoFields(): Record<string, string | number> {
-    const { clients, lanes } = proxy.status();
+    const { clients, lanes, upstreamAwayMs } = proxy.status();
     const { available, streams } = ledger.metrics();
     const { state, leads, lossesTotal, restoresTotal } = recovery.status();
     return {
@@ -309,6 +309,8 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
       pooling: config.pooling,
       clients,
       lanes,
+      kv_reachable: upstreamAwayMs === undefined ? 1 : 0,
+      kv_away_seconds: Math.round((upstreamAwayMs ?? 0) / 1000),
       ledger_available: available ? 1 : 0,
       ledger_streams: streams,
       recovery_state: state,

@@ -23,6 +23,12 @@ export interface SessionView {
   readonly database: number;
   readonly protocol: Protocol;
   readonly closed: boolean;
+  /** Somebody has let this session in: Holdfast for a user of its own, else the KV store, now or at an earlier time. */
+  readonly admitted: boolean;
+  /** While the KV store cannot be reached: what INFO gave this session's user last, and when. */
+  lastInfo(): { readonly text: string; readonly at: number } | undefined;
+  /** INFO without arguments has given `text`. */
+  noteInfo(text: string): void;
   /** It has state that belongs to a connection of its own: a transaction, watched keys, client tracking, a subscription. */
   readonly pinned: boolean;
   /** A place for an interceptor to keep what belongs to the session; dropped with it. */

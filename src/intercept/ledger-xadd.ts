@@ -128,6 +128,9 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   /** The ledger takes the entry. Gives the reply, or nothing where the outage is over. */
   async function accept(xadd: XaddExchange, doubt: Doubt | undefined): Promise<Buffer | undefined> {
     const { stream, parsed, exchange } = xadd;
+    if (!exchange.session.admitted) {
+      throw new HoldfastError('KVDOWN', 'the KV store cannot be reached, and has not let this user in before');
+    }
     if (parsed.noMkStream && !stream.present) return encode.nullBulk(exchange.session.protocol);
     await recovery.enterOutage(stream, doubt === undefined ? 'the KV store is down' : doubt.cause.message);
     const outcome = await ledger.outage.accept({

@@ -59,6 +59,11 @@ export function dispatch(session: Session, asked: Request): void {
       answerSessionCommand(session, request);
       return;
     case 'shared':
+      if (name === 'ping' && request.args.length <= 2 && session.admittedOffline) {
+        // It asks whether this connection serves, and it does: XADD goes on.
+        session.answer(request.args[1] === undefined ? encode.simple('PONG') : encode.bulk(request.args[1]));
+        return;
+      }
       send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
       return;
     case 'blocking-option': {

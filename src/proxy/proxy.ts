@@ -53,6 +53,8 @@ export interface ProxyStatus extends ProxyCounters {
   readonly clientsRefused: number;
   readonly lanes: number;
   readonly upstreamReachable: boolean;
+  /** Since when the KV store has not been reachable, in milliseconds; `undefined` while it is. */
+  readonly upstreamAwayMs: number | undefined;
   readonly upstreamConnects: number;
   readonly upstreamLosses: number;
 }
@@ -171,6 +173,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     throw thrown;
   }
 
+  upstream.learn();
+
   async function stop(drainMs = 2_000): Promise<void> {
     for (const server of servers) server.close();
     const deadline = Date.now() + drainMs;
@@ -191,6 +195,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       clientsRefused,
       lanes: upstream.laneCount,
       upstreamReachable: upstream.reachable,
+      upstreamAwayMs: upstream.awayMs,
       upstreamConnects: upstream.connectsTotal,
       upstreamLosses: upstream.lossesTotal,
     }),

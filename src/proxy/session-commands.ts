@@ -70,7 +70,7 @@ export function answerSessionCommand(session: Session, request: Request): void {
  * nothing was wrong with it. Holdfast's own users are not the server's to judge.
  */
 function withConsent(session: Session, args: readonly (Buffer | string)[], reply: () => Buffer): void {
-  if (session.identity !== undefined) {
+  if (session.identity !== undefined || session.admittedOffline) {
     session.answer(reply());
     return;
   }
@@ -91,7 +91,9 @@ function judgedFirst(
 ): void {
   exclusively(session, async () => {
     const judged =
-      args === undefined || session.identity !== undefined ? undefined : await ask(session, 0, args, false);
+      args === undefined || session.identity !== undefined || session.admittedOffline
+        ? undefined
+        : await ask(session, 0, args, false);
     if (judged?.[0] === MINUS) session.answer(judged);
     else await answer(session, request);
   });
@@ -214,7 +216,7 @@ async function authenticate(
   asked: readonly Buffer[],
 ): Promise<Buffer | undefined> {
   const credentials = credentialsOf(args);
-  const { identities, upstream } = session.context;
+  const { identities } = session.context;
   if (identities?.confines(session.listener) === true) return confinedAuth(session, credentials, asked);
   const own = (await identities?.authenticate(credentials.username, credentials.password)) ?? 'unknown';
   if (own === 'refused') return WRONG_PASSWORD;
@@ -223,11 +225,26 @@ async function authenticate(
     return undefined;
   }
   const stays = session.dedicated && session.identity === undefined;
-  const reply = stays ? await ask(session, 0, args, true) : await upstream.authenticate(asked);
+  const reply = stays ? await ask(session, 0, args, true) : await judge(session, credentials, asked);
   if (reply[0] === MINUS) return reply;
   if (stays) session.become(undefined, credentials);
   else changeLanes(session, () => session.become(undefined, credentials));
   return undefined;
+}
+
+/** The KV store's verdict on an AUTH; while it cannot be reached, the one that it gave before, if it was a yes. */
+async function judge(session: Session, credentials: Credentials, asked: readonly Buffer[]): Promise<Buffer> {
+  const { upstream } = session.context;
+  if (!upstream.reachable && upstream.known.knows(credentials)) return encode.OK;
+  try {
+    const reply = await upstream.authenticate(asked);
+    if (reply[0] === MINUS) upstream.known.refused(credentials);
+    else upstream.known.admitted(credentials, 0);
+    return reply;
+  } catch (thrown) {
+    if (upstream.known.knows(credentials)) return encode.OK;
+    throw thrown;
+  }
 }
 
 /** On a listener with a scope nobody leaves it: the KV store judges the password, and the session stays who it is. */
@@ -236,9 +253,9 @@ async function confinedAuth(
   { username, password }: Credentials,
   asked: readonly Buffer[],
 ): Promise<Buffer | undefined> {
-  const { identities, upstream } = session.context;
+  const { identities } = session.context;
   if ((await identities!.authenticate(username, password)) !== 'unknown') return WRONG_PASSWORD;
-  const reply = await upstream.authenticate(asked);
+  const reply = await judge(session, { username, password }, asked);
   return reply[0] === MINUS ? reply : undefined;
 }
 
@@ -295,11 +312,15 @@ function hello(session: Session, request: Request): void {
         session.answer(refused);
         return;
       }
-    } else {
+    } else if (!session.admittedOffline) {
       // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
       const reply = await ask(session, 0, ['CLIENT', 'GETNAME'], false);
       if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH')) {
         session.answer(NOAUTH_HELLO);
+        return;
+      }
+      if (!session.context.upstream.reachable && reply[0] === MINUS) {
+        session.answer(reply);
         return;
       }
     }
@@ -348,6 +369,11 @@ function greeting(session: Session): Buffer {
 function select(session: Session, request: Request): void {
   const index = request.args[1]!.toString('latin1');
   const database = Number(index);
+  const offline = session.admittedOffline && session.context.upstream.known.knows(session.credentials, database);
+  if (offline && database === session.database) {
+    session.answer(encode.OK);
+    return;
+  }
   if (database === session.database || !/^(?:0|[1-9]\d{0,8})$/.test(index)) {
     // Nothing changes, but the server is asked all the same: it may refuse (no such number, NOAUTH, cluster mode).
     onLane(session, 0, () => forward(session, request));
@@ -355,8 +381,9 @@ function select(session: Session, request: Request): void {
   }
   const { credentials, protocol } = session;
   if (
-    !session.dedicated &&
-    session.context.upstream.laneSet({ credentials, database, protocol }).sharedLane() !== undefined
+    offline ||
+    (!session.dedicated &&
+      session.context.upstream.laneSet({ credentials, database, protocol }).sharedLane() !== undefined)
   ) {
     // This user was let into that database before: a lane is there.
     session.hold(Hold.request);

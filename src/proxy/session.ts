@@ -26,6 +26,7 @@ import { dispatch } from './dispatch.ts';
 import { runBehind } from './forward.ts';
 import { GlancedRun } from './glanced-run.ts';
 import type { KeyRange, SessionIdentity } from './identity.ts';
+import type { KnownInfo } from './known-users.ts';
 import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
 import type { ExchangeHost } from './pending-exchange.ts';
@@ -149,6 +150,24 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     socket.on('end', () => this.clientEnd());
     socket.on('error', (thrown) => this.close(`its connection failed: ${messageOf(thrown)}`));
     socket.on('close', () => this.close('it closed the connection'));
+  }
+
+  /** The KV store cannot be asked now, and it let this session's user in before. */
+  get admittedOffline(): boolean {
+    return !this.context.upstream.reachable && this.admitted;
+  }
+
+  get admitted(): boolean {
+    return this.identity !== undefined || this.context.upstream.known.knows(this.credentials);
+  }
+
+  lastInfo(): KnownInfo | undefined {
+    const { upstream } = this.context;
+    return upstream.reachable ? undefined : upstream.known.info(this.credentials);
+  }
+
+  noteInfo(text: string): void {
+    this.context.upstream.known.noteInfo(this.credentials, text);
   }
 
   get view(): SessionView {

@@ -9,6 +9,7 @@ import { HoldfastError, messageOf } from '../errors.ts';
 import { EMPTY_ARRAY, type Protocol, request } from '../resp/encode.ts';
 import { readReply, replyValue } from '../resp/reply.ts';
 import { onread, ReadBuffer, readByEvents } from './byte-source.ts';
+import { KnownUsers } from './known-users.ts';
 import { Lane, type OwedReply } from './lane.ts';
 import { LaneSet } from './lane-set.ts';
 import type { ProxyLimits } from './limits.ts';
@@ -57,6 +58,7 @@ export interface UpstreamListener {
   lost(cause: HoldfastError): void;
 }
 
+const NOBODY: LaneIdentity = { credentials: undefined, database: 0, protocol: 2 };
 const BACKOFF_MS_MIN = 20;
 const BACKOFF_MS_MAX = 1_000;
 const STALL_CHECK_MS = 50;
@@ -70,6 +72,7 @@ export interface UpstreamOptions {
 
 export class Upstream {
   readonly limits: ProxyLimits;
+  readonly known = new KnownUsers();
   facts: ServerFacts = {
     server: 'redis',
     version: '',
@@ -134,6 +137,11 @@ export class Upstream {
     return (this.downSince ?? Date.now()) + this.limits.holdMs;
   }
 
+  /** Milliseconds since it could be reached last; `undefined` while it can. */
+  get awayMs(): number | undefined {
+    return this.reachable ? undefined : Date.now() - (this.downSince ?? Date.now());
+  }
+
   /** Milliseconds until the next attempt may be made. */
   backoffMs(): number {
     return Math.max(0, this.nextAttemptAt - Date.now());
@@ -179,7 +187,7 @@ export class Upstream {
       }
       settled = true;
       const refused = why.code === 'REFUSED';
-      if (!refused) this.noteFailed(why, identity);
+      if (!refused) this.noteFailed(why);
       events.failed(why, refused);
     });
     lane = current;
@@ -203,6 +211,15 @@ export class Upstream {
         this.noteConnected(facts);
         events.ready(current);
       });
+    });
+  }
+
+  /** Connects once as nobody: what the server is, and what a client without AUTH may do, is known before it is needed. */
+  learn(): void {
+    this.connect(NOBODY, false, {
+      ready: (lane) => lane.close(new HoldfastError('RETIRED', 'only a probe')),
+      failed: () => undefined,
+      closed: () => undefined,
     });
   }
 
@@ -252,7 +269,7 @@ export class Upstream {
 
   private openAuthLane(): Promise<Lane> {
     return new Promise((resolve, reject) => {
-      this.connect({ credentials: undefined, database: 0, protocol: 2 }, false, {
+      this.connect(NOBODY, false, {
         ready: (lane) => {
           this.authLane = lane;
           resolve(lane);
@@ -291,7 +308,9 @@ export class Upstream {
       }
       const { username, password } = credentials;
       ask(username === undefined ? ['AUTH', password] : ['AUTH', username, password], (frame) => {
-        if (frame[0] === 45) refuse(readReply(frame).bytes.toString());
+        if (frame[0] !== 45) return;
+        this.known.refused(credentials);
+        refuse(readReply(frame).bytes.toString());
       });
     }
     let hello: ReadonlyMap<string, string> = new Map();
@@ -312,10 +331,15 @@ export class Upstream {
       });
     }
     ask(['CLIENT', 'SETNAME', 'holdfast'], () => undefined);
-    ask(['INFO', 'server'], (frame) => {
+    const wantsInfo = this.known.wantsInfo(credentials);
+    ask(wantsInfo ? ['INFO'] : ['INFO', 'server'], (frame) => {
       if (lane.state === 'closed') return;
       const reply = readReply(frame);
-      const runId = reply.type === '-' ? '' : (/^run_id:(\w+)/m.exec(reply.bytes.toString())?.[1] ?? '');
+      const info = reply.type === '-' ? '' : reply.bytes.toString('latin1', reply.type === '=' ? 4 : 0);
+      const runId = /^run_id:(\w+)/m.exec(info)?.[1] ?? '';
+      if (hello.size === 0) this.known.refused(credentials);
+      else this.known.admitted(credentials, identity.database);
+      if (wantsInfo && info !== '') this.known.noteInfo(credentials, info);
       if (hello.size === 0) {
         done({ ...this.facts, runId });
         return;
@@ -342,7 +366,7 @@ export class Upstream {
     this.listener.connected(facts);
   }
 
-  private noteFailed(cause: HoldfastError, identity: LaneIdentity): void {
+  private noteFailed(cause: HoldfastError): void {
     if (this.stopped) return;
     this.failures += 1;
     const backoffMs = Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(this.failures - 1, 10));
@@ -351,20 +375,15 @@ export class Upstream {
     this.reachable = false;
     this.downSince ??= Date.now();
     this.listener.lost(cause);
-    this.probeLater(identity);
+    this.probeLater();
   }
 
   /** Goes on trying although nobody waits, so that the first client after an outage finds a lane. */
-  private probeLater(identity: LaneIdentity): void {
+  private probeLater(): void {
     if (this.probeTimer !== undefined || this.stopped) return;
     this.probeTimer = setTimeout(() => {
       this.probeTimer = undefined;
-      if (this.reachable || this.stopped) return;
-      this.connect(identity, false, {
-        ready: (lane) => lane.close(new HoldfastError('RETIRED', 'only a probe')),
-        failed: () => undefined,
-        closed: () => undefined,
-      });
+      if (!this.stopped) this.learn();
     }, this.backoffMs() + 1);
     this.probeTimer.unref();
   }
@@ -373,5 +392,7 @@ export class Upstream {
     if (cause.code === 'RETIRED') return;
     this.lossesTotal += 1;
     this.listener.lost(cause);
+    // Whether it is more than this one connection is known before the next client asks.
+    this.probeLater();
   }
 }
