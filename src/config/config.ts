@@ -225,6 +225,7 @@ const limits = z.strictObject({
   laneBytesMax: bytes(1024).prefault('4mb'),
   holdMs: milliseconds(0).default(5_000),
   idleLanesMax: count(0, 100_000).default(64),
+  sharedLanesMax: count(2, 100_000).default(512),
   connectTimeoutMs: milliseconds(1).default(5_000),
 });
 

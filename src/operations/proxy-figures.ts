@@ -21,6 +21,11 @@ export function proxyFigures(proxy: Pick<DataPlane, 'status'>): Figure[] {
     ),
     total('holdfast_overflows_total', 'Clients closed at a buffer limit', () => proxy.status().overflows),
     current('holdfast_lanes', 'Connections to the KV store', () => proxy.status().lanes),
+    total(
+      'holdfast_lanes_retired_total',
+      'Least recently used connections to the KV store closed at limits.sharedLanesMax',
+      () => proxy.status().lanesRetired,
+    ),
     current('holdfast_kv_reachable', '1 while the KV store can be reached', () =>
       proxy.status().upstreamReachable ? 1 : 0,
     ),

@@ -51,6 +51,22 @@ export class LaneSet {
     this.onEmpty = onEmpty;
   }
 
+  /** Lanes that no client has to itself. */
+  get unownedLanes(): number {
+    return this.shared.length + this.idle.length + this.connecting;
+  }
+
+  /** The lane that could be closed without anybody noticing and has been unused for longest, in ticks. */
+  leastRecentlyUsed(): { readonly lane: Lane; readonly ticks: number } | undefined {
+    let oldest: { lane: Lane; ticks: number } | undefined;
+    for (const { lane, ticks } of this.idle) if (oldest === undefined || ticks > oldest.ticks) oldest = { lane, ticks };
+    for (const lane of this.shared) {
+      const ticks = this.progress.get(lane)?.idleTicks ?? 0;
+      if (lane.owed === 0 && (oldest === undefined || ticks > oldest.ticks)) oldest = { lane, ticks };
+    }
+    return oldest;
+  }
+
   /** A shared lane to use at once, if there is one. */
   sharedLane(): Lane | undefined {
     for (const lane of this.shared) if (!lane.stalled) return lane;
@@ -116,7 +132,7 @@ export class LaneSet {
    * (SCRIPT KILL, FUNCTION STATS, MULTI) goes over a lane that was there before.
    */
   private keepSpare(): void {
-    if (!this.wantsSpare || this.idle.length > 0 || this.connecting > 0) return;
+    if (!this.wantsSpare || this.idle.length > 0 || this.connecting > 0 || !this.upstream.hasRoom) return;
     this.spareTicks -= 1;
     if (this.spareTicks > 0) return;
     this.spareTicks = SPARE_TICKS;
@@ -171,7 +187,9 @@ export class LaneSet {
       }, backoffMs);
       return;
     }
-    for (let i = 0; i < wanted; i += 1) this.connectOne(shared === 1 && i === 0 && this.connecting === 0);
+    // Without room they wait for the next tick.
+    for (let i = 0; i < wanted && this.upstream.makeRoom(); i += 1)
+      this.connectOne(shared === 1 && i === 0 && this.connecting === 0);
   }
 
   private connectOne(forShared: boolean): void {

@@ -21,6 +21,11 @@ export interface ProxyLimits {
   readonly holdMs: number;
   /** Idle dedicated lanes kept for reuse, for each upstream user, database and protocol version. */
   readonly idleLanesMax: number;
+  /**
+   * Lanes that no client has to itself (shared, idle and connecting ones), of all users, databases and protocol versions.
+   * At the limit the least recently used one is closed for a new one; where all are in use, who needs one waits.
+   */
+  readonly sharedLanesMax: number;
   readonly connectTimeoutMs: number;
 }
 
@@ -34,5 +39,6 @@ export const DEFAULT_LIMITS: ProxyLimits = Object.freeze({
   laneBytesMax: 4 * 1024 * 1024,
   holdMs: 5_000,
   idleLanesMax: 64,
+  sharedLanesMax: 512,
   connectTimeoutMs: 5_000,
 });

@@ -52,6 +52,7 @@ export interface ProxyStatus extends ProxyCounters {
   readonly clientsTotal: number;
   readonly clientsRefused: number;
   readonly lanes: number;
+  readonly lanesRetired: number;
   readonly upstreamReachable: boolean;
   /** Since when the KV store has not been reachable, in milliseconds; `undefined` while it is. */
   readonly upstreamAwayMs: number | undefined;
@@ -194,6 +195,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       clientsTotal,
       clientsRefused,
       lanes: upstream.laneCount,
+      lanesRetired: upstream.retiredTotal,
       upstreamReachable: upstream.reachable,
       upstreamAwayMs: upstream.awayMs,
       upstreamConnects: upstream.connectsTotal,

@@ -83,6 +83,8 @@ export class Upstream {
   };
   connectsTotal = 0;
   lossesTotal = 0;
+  /** Lanes that were closed at `limits.sharedLanesMax`. */
+  retiredTotal = 0;
   /** False from a failed attempt or a lost connection until the next connection that succeeds. */
   reachable = true;
 
@@ -130,6 +132,27 @@ export class Upstream {
       this.sets.set(key, set);
     }
     return set;
+  }
+
+  /** Whether one more lane may be there that no client has to itself. */
+  get hasRoom(): boolean {
+    let unowned = 0;
+    for (const set of this.sets.values()) unowned += set.unownedLanes;
+    return unowned < this.limits.sharedLanesMax;
+  }
+
+  /** Closes the least recently used lane where there is no room for one more; false where all of them are in use. */
+  makeRoom(): boolean {
+    if (this.hasRoom) return true;
+    let oldest: ReturnType<LaneSet['leastRecentlyUsed']>;
+    for (const set of this.sets.values()) {
+      const candidate = set.leastRecentlyUsed();
+      if (candidate !== undefined && (oldest === undefined || candidate.ticks > oldest.ticks)) oldest = candidate;
+    }
+    if (oldest === undefined) return false;
+    this.retiredTotal += 1;
+    oldest.lane.close(new HoldfastError('RETIRED', 'the least recently used of too many'));
+    return true;
   }
 
   /** Until when somebody who begins to wait for a lane now may wait. Everybody waits from the same moment on. */
