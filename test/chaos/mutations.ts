@@ -6,10 +6,11 @@
 import { cp, mkdtemp, readFile, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { ChaosResult } from './chaos-run.ts';
 import type { NemesisName } from './nemeses.ts';
 import type { Fault, Phase } from './schedule.ts';
 
-interface Edit {
+export interface Edit {
   readonly file: string;
   /** Must stand in the file exactly once. */
   readonly search: string;
@@ -21,14 +22,15 @@ export interface Mutation {
   /** What is taken out. */
   readonly without: string;
   readonly edits: readonly Edit[];
+  /** A pause that Holdfast takes in both runs where the plan aims at: it makes a short window long, and changes nothing else. */
+  readonly widened?: readonly Edit[];
   readonly sidecars: number;
   readonly plan: readonly Phase[];
-  /** What one of the violations must say. */
-  readonly caughtBy: RegExp;
+  /** What one of the violations must say, or what else is true of the mutated run and of no other. */
+  readonly caughtBy: RegExp | ((result: ChaosResult) => boolean);
 }
 
 const QUIET_MS = 6500;
-
 function fault(nemesis: NemesisName, atMs: number, durationMs: number, options: Partial<Fault> = {}): Fault {
   return { nemesis, atMs, durationMs, index: 0, fraction: 0.3, ...options };
 }
@@ -36,6 +38,30 @@ function fault(nemesis: NemesisName, atMs: number, durationMs: number, options: 
 function repeated(times: number, faults: readonly Fault[]): Phase[] {
   return Array.from({ length: times }, () => ({ faults, quietMs: QUIET_MS }));
 }
+
+/** The sidecar that starts first leads. */
+const LEADER = { index: 0 };
+/** The consumer process with the only consumers of `chaos:observed`. */
+const OBSERVER = { index: 1 };
+/** The producer process that writes to `chaos:observed`, and the sidecar that it does so through. */
+const OTHER = { index: 1 };
+/** Holds what goes to the server, and lets all of it through at the end. */
+const HELD_TO_SERVER = { fraction: 0.6 };
+/** The same, but what was held is lost with its connection. */
+const HELD_THEN_RESET = { fraction: 0.5 };
+/** One look after the other, so that a look is always under way. */
+const LOOK_ALWAYS: Edit = {
+  file: 'src/recovery/recovery.ts',
+  search: 'const LOOK_INTERVAL_MS_MAX = 5_000;',
+  replace: 'const LOOK_INTERVAL_MS_MAX = 200;',
+};
+const READ_TOGETHER = '  const replies = await connection.readTogether(0, commands);';
+/** Takes a missing answer about what is pending for "nothing". */
+const NOTHING_PENDING: Edit = {
+  file: 'src/recovery/kv-snapshot.ts',
+  search: "pending: count(about.get('pending')),",
+  replace: "pending: minPending.has(name.toString('latin1')) ? count(about.get('pending')) : 0,",
+};
 
 export const MUTATIONS: readonly Mutation[] = [
   {
@@ -45,12 +71,60 @@ export const MUTATIONS: readonly Mutation[] = [
       {
         file: 'src/intercept/ledger-xadd.ts',
         search: '    return ledger.writer\n      .commit({',
-        replace: '    return Promise.resolve(reply);\n    return ledger.writer\n      .commit({',
+        replace: `    if (attempt > 0) {
+      const { args, parsed } = xadd;
+      ledger.writer.commit({ stream, id, epoch, args, firstField: parsed.idAt + 1, maxlen: parsed.maxlen }).catch(() => {});
+      return Promise.resolve(reply);
+    }
+    return ledger.writer
+      .commit({`,
       },
     ],
     sidecars: 1,
-    plan: repeated(1, [fault('kv-empty-restart', 1000, 100)]),
+    // What was on its way to the ledger goes with the sidecar, and then the KV store loses it as well.
+    plan: repeated(2, [
+      fault('ledger-link-held', 1000, 2500, HELD_THEN_RESET),
+      fault('sidecar-kill', 1600, 500),
+      fault('kv-empty-restart', 1700, 100),
+    ]),
     caughtBy: /acknowledged events lost/,
+  },
+  {
+    name: 'no-witness',
+    without: "the check of the witness, a leader's fence, before a restored stream takes its name",
+    edits: [
+      {
+        file: 'src/recovery/restore.ts',
+        search: '    if (!Buffer.isBuffer(witness) || witness.toString() !== fence) {\n      await fenced',
+        replace: '    if (Buffer.isBuffer(witness) && witness.length === 0) {\n      await fenced',
+      },
+    ],
+    widened: [
+      {
+        file: 'src/recovery/restore.ts',
+        search: '      const swapped = await swapIn(',
+        replace: '      await new Promise((go) => setTimeout(go, 700));\n      const swapped = await swapIn(',
+      },
+    ],
+    sidecars: 2,
+    // The leader is stopped between building a stream and naming it, and wakes up long after another one has restored it.
+    plan: repeated(1, [fault('kv-empty-restart', 1000, 100), fault('sidecar-pause', 2300, 18_000, LEADER)]),
+    caughtBy: /deliveries after a recorded acknowledgement|deliveries of deleted entries|acknowledged events lost/,
+  },
+  {
+    name: 'no-reconciler',
+    without: 'the taking in of entries that did not pass through Holdfast',
+    edits: [
+      {
+        file: 'src/recovery/reconcile.ts',
+        search: 'if (missing[at]! <= 0) {',
+        replace: 'if (missing[at]! <= Number.MAX_VALUE) {',
+      },
+    ],
+    sidecars: 1,
+    // They wait for a stopped consumer when the KV store restarts empty.
+    plan: repeated(1, [fault('consumer-pause', 500, 9000, OBSERVER), fault('kv-empty-restart', 7500, 100)]),
+    caughtBy: /observed events lost/,
   },
   {
     name: 'no-acknowledgement-filter',
@@ -69,7 +143,7 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'no-epoch-of-commits',
-    without: 'the comparison of epochs when an entry commits',
+    without: 'the comparison of epochs when an entry commits [1]',
     edits: [
       {
         file: 'src/ledger/sql/001-ledger.sql',
@@ -78,12 +152,93 @@ export const MUTATIONS: readonly Mutation[] = [
       },
     ],
     sidecars: 2,
-    // The second sidecar has IDs from the KV store that it cannot commit; the first one restores without them.
-    plan: repeated(2, [
-      fault('ledger-link-held', 1000, 5000, { index: 1, fraction: 0.5 }),
+    // The second sidecar has an ID from the KV store that it cannot commit; the first one restores without the entry, and
+    // direct writers are always ahead in number, so that counting does not show that it is missing.
+    plan: repeated(3, [
+      fault('ledger-link-held', 1000, 5000, { ...OTHER, ...HELD_TO_SERVER }),
       fault('kv-empty-restart', 2500, 50),
     ]),
     caughtBy: /acknowledged events lost/,
+  },
+  {
+    name: 'no-snapshot',
+    without: 'reading what a checkpoint is made of in one transaction, of one KV store [2]',
+    widened: [LOOK_ALWAYS],
+    edits: [
+      {
+        file: 'src/recovery/kv-snapshot.ts',
+        search: READ_TOGETHER,
+        // Command by command, with the loss between XINFO and XPENDING of one group where one comes within 6 s.
+        replace: `  const replies: KvReply[] = [];
+  for (const [name, ...args] of commands) {
+    for (let i = 0; name === 'XPENDING' && String(args[1]) === 'audit' && i < 300; i += 1) {
+      if ((await connection.pipeline(0, [['EXISTS', WITNESS_KEY]]))[0] !== 1) break;
+      await new Promise((go) => setTimeout(go, 20));
+    }
+    const database = replies.length === 0 ? 0 : at0;
+    if (name === 'SELECT') at0 = Number(args[0]);
+    const [reply] = name === 'SELECT' ? ['OK'] : await connection.pipeline(database, [[name!, ...args]]);
+    replies.push(name === 'XPENDING' && reply instanceof Error ? 'none' : reply!);
+  }`,
+      },
+      {
+        file: 'src/recovery/kv-snapshot.ts',
+        search: '  const head = commands.length;',
+        replace: '  const head = commands.length;\n  let at0 = 0;',
+      },
+      NOTHING_PENDING,
+    ],
+    sidecars: 1,
+    // A worker hangs with entries in hand, and is killed after the KV store has forgotten that it had them.
+    plan: repeated(3, [fault('consumer-hung', 500, 13_000), fault('kv-flushall', 11_000, 0)]),
+    caughtBy: /acknowledged events lost/,
+  },
+  {
+    name: 'no-order-of-checkpoint',
+    without: "reading a group's last-delivered-id no later than what is pending [5]",
+    widened: [LOOK_ALWAYS],
+    edits: [
+      {
+        file: 'src/recovery/kv-snapshot.ts',
+        search: READ_TOGETHER,
+        // XPENDING first, then, where a worker hangs within 6 s, XINFO after it was given something.
+        replace: `  const early = commands.filter(([name]) => name === 'XPENDING' || name === 'SELECT');
+  const isAimedAt = early.some(([, , group]) => String(group) === 'c');
+  const aim = async (...range: string[]) =>
+    ((await connection.pipeline(0, [['XPENDING', 'chaos:transactions', 'c', ...range, '-', '+', '1']]))[0] as []).length > 0;
+  for (let i = 0; isAimedAt && i < 100 && (await aim()); i += 1) await new Promise((go) => setTimeout(go, 10));
+  const earlyReplies = (await connection.readTogether(0, early)).filter((_, i) => early[i]![0] === 'XPENDING');
+  for (let i = 0; isAimedAt && i < 120 && !(await aim('IDLE', '500')); i += 1) await new Promise((go) => setTimeout(go, 50));
+  const replies = await connection.readTogether(0, commands);
+  commands.forEach(([name], i) => {
+    if (name === 'XPENDING') replies[i] = earlyReplies.shift()!;
+  });`,
+      },
+      NOTHING_PENDING,
+    ],
+    sidecars: 1,
+    plan: repeated(3, [fault('consumer-hung', 2000, 7000, OBSERVER), fault('kv-empty-restart', 6000, 100)]),
+    caughtBy: /acknowledged events lost/,
+  },
+  {
+    name: 'no-connection-kill',
+    without: 'the closing of broken connections before looking for what was in flight on them [9]',
+    edits: [
+      {
+        file: 'src/recovery/publish.ts',
+        search: 'if (client === null) continue;',
+        replace: 'if (client !== undefined) continue;',
+      },
+    ],
+    sidecars: 1,
+    // The connection breaks for the sidecar; what it had sent arrives a second later, when the entry is published already.
+    plan: repeated(2, [
+      fault('kv-link-late', 1000, 0, { fraction: 0.4 }),
+      fault('kv-link-late', 4000, 0, { fraction: 0.4 }),
+      fault('kv-link-late', 7000, 0, { fraction: 0.4 }),
+    ]),
+    // Doubtful entries are counted in both runs; only here do they come twice.
+    caughtBy: (result) => result.verdict.doubled > 0,
   },
 ];
 
@@ -93,13 +248,18 @@ export function mutationNamed(name: string): Mutation {
   return mutation;
 }
 
-/** A copy of what a sidecar runs from, with the mutation in it. Gives its directory. */
-export async function mutatedTree(root: string, mutation: Mutation): Promise<string> {
+export function isCaught({ caughtBy }: Mutation, result: ChaosResult): boolean {
+  if (typeof caughtBy === 'function') return caughtBy(result);
+  return result.violations.some((violation) => caughtBy.test(violation));
+}
+
+/** A copy of what a sidecar runs from, with `edits` in it. Gives its directory. */
+export async function editedTree(root: string, mutation: Mutation, edits: readonly Edit[]): Promise<string> {
   const tree = await mkdtemp(join(tmpdir(), `holdfast-without-${mutation.name}-`));
   await cp(join(root, 'src'), join(tree, 'src'), { recursive: true });
   for (const file of ['package.json', 'tsconfig.json']) await cp(join(root, file), join(tree, file));
   await symlink(join(root, 'node_modules'), join(tree, 'node_modules'));
-  for (const { file, search, replace } of mutation.edits) {
+  for (const { file, search, replace } of edits) {
     const path = join(tree, file);
     const parts = (await readFile(path, 'utf8')).split(search);
     if (parts.length !== 2) throw new Error(`${mutation.name}: found ${parts.length - 1} times in ${file}: ${search}`);

@@ -289,6 +289,16 @@ export const NEMESES = {
     (actor) => actor.pause(),
     (actor) => actor.resume(),
   ),
+  /** What it was given meanwhile is nobody's until somebody takes it over. */
+  'consumer-hung': actorFault(
+    'consumer',
+    (arena) => arena.consumers,
+    (actor) => actor.pause(),
+    async (actor) => {
+      await actor.kill();
+      await actor.start();
+    },
+  ),
 } as const satisfies Record<string, Nemesis>;
 
 export type NemesisName = keyof typeof NEMESES;

@@ -1,5 +1,6 @@
 /** A run's result as a table for people. */
 import type { ChaosResult, FaultReport } from './chaos-run.ts';
+import type { Mutation } from './mutations.ts';
 import type { RecoveryRecord } from './recovery-records.ts';
 
 function seconds(milliseconds: number | undefined): string {
@@ -122,4 +123,27 @@ export function renderReport(result: ChaosResult): string {
     ...(result.violations.length === 0 ? ['PASSED'] : ['FAILED:', ...result.violations.map((line) => `  ${line}`)]),
     ...(result.directory === undefined ? [] : [`logs and history: ${result.directory}`]),
   ].join('\n');
+}
+
+/** A mutation and what its two runs came to. */
+export interface Proof {
+  readonly mutation: Mutation;
+  readonly control: ChaosResult;
+  readonly controlPassed: boolean;
+  readonly mutated: ChaosResult;
+  readonly caught: boolean;
+}
+
+export function renderProofs(proofs: readonly Proof[]): string {
+  const row = ({ mutation, control, controlPassed, mutated, caught }: Proof): string[] => [
+    mutation.name,
+    controlPassed ? 'passed' : `FAILED: ${control.violations.join('; ')}`,
+    caught ? 'caught' : 'MISSED',
+    ...[mutated.verdict.lost + mutated.verdict.observedLost, mutated.verdict.redeliveredUnbounded].map(String),
+    ...[mutated.verdict.doubled, mutated.verdict.reborn].map(String),
+  ];
+  return table([
+    ['mutation', 'control', 'mutated', 'lost', 'after a recorded XACK', 'under two IDs', 'deleted, yet delivered'],
+    ...proofs.map(row),
+  ]).join('\n');
 }

@@ -5,10 +5,10 @@ import { rm, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../../src/errors.ts';
-import { runChaos } from './chaos-run.ts';
-import { MUTATIONS, type Mutation, mutatedTree, mutationNamed } from './mutations.ts';
+import { type ChaosResult, runChaos } from './chaos-run.ts';
+import { type Edit, editedTree, isCaught, MUTATIONS, type Mutation, mutationNamed } from './mutations.ts';
 import { NEMESIS_NAMES, type NemesisName } from './nemeses.ts';
-import { renderReport } from './report.ts';
+import { type Proof, renderProofs, renderReport } from './report.ts';
 import { planRun } from './schedule.ts';
 
 const USAGE = `usage: npm run chaos -- [options]
@@ -19,7 +19,8 @@ const USAGE = `usage: npm run chaos -- [options]
   --nemeses A,B      only these; a name may end in * (default: all)
   --rate N           XADDs per second of all producers (default 400)
   --root DIRECTORY   source tree to run the sidecars from (default: this one)
-  --mutation NAME    a copy of Holdfast without one of its safeguards, under the faults that must show it, and Holdfast under the same; or 'all'
+  --mutations        copies of Holdfast without one of its safeguards each, under faults that must show it, and Holdfast under the same
+  --mutation NAME    only this one of them
   --report FILE      JSON result; the table goes to standard output
   --keep             keep logs and history of a run that passed, too
 nemeses: ${NEMESIS_NAMES.join(', ')}`;
@@ -55,6 +56,7 @@ function readOptions() {
       nemeses: { type: 'string', default: '*' },
       rate: { type: 'string', default: '400' },
       root: { type: 'string', default: fileURLToPath(new URL('../../', import.meta.url)) },
+      mutations: { type: 'boolean', default: false },
       mutation: { type: 'string' },
       report: { type: 'string' },
       keep: { type: 'boolean', default: false },
@@ -82,26 +84,34 @@ const ratePerSecond = numberOf('rate', values.rate, 1, 100_000);
 const common = { seed, kv, keep, ratePerSecond, drainStillMs: 40_000, say } as const;
 
 /** Under its plan, Holdfast must pass and the mutated copy must be found out. */
-async function prove(mutation: Mutation): Promise<boolean> {
-  const { plan, sidecars } = mutation;
-  const whole = await runChaos({ ...common, plan, sidecars, root: values.root });
-  for (const violation of whole.violations) say(`  without the mutation: ${violation}`);
-  const root = await mutatedTree(values.root, mutation);
-  const mutated = await runChaos({ ...common, plan, sidecars, root });
-  await rm(root, { recursive: true, force: true });
-  if (mutated.directory !== undefined && !keep) await rm(mutated.directory, { recursive: true, force: true });
-  const caught = mutated.violations.some((violation) => mutation.caughtBy.test(violation));
-  say(`${caught ? 'caught' : 'MISSED'}: ${mutation.name}, without ${mutation.without}`);
+async function prove(mutation: Mutation): Promise<Proof> {
+  const { name, without, plan, sidecars, widened = [], edits } = mutation;
+  async function run(what: string, treeEdits: readonly Edit[]): Promise<ChaosResult> {
+    say(`\n${name}: ${what}`);
+    const root = await editedTree(values.root, mutation, treeEdits);
+    try {
+      return await runChaos({ ...common, drainStillMs: 15_000, plan, sidecars, root });
+    } finally {
+      await rm(root, { recursive: true, force: true });
+    }
+  }
+  const control = await run('Holdfast as it is', widened);
+  for (const violation of control.violations) say(`  ${violation}`);
+  const mutated = await run(`without ${without}`, [...widened, ...edits]);
   for (const violation of mutated.violations) say(`  ${violation}`);
-  return caught && whole.violations.length === 0;
+  if (mutated.directory !== undefined && !keep) await rm(mutated.directory, { recursive: true, force: true });
+  const controlPassed = control.violations.length === 0 && !isCaught(mutation, control);
+  return { mutation, control, controlPassed, mutated, caught: isCaught(mutation, mutated) };
 }
 
 say(`seed ${seed}`);
 let passed = true;
-if (values.mutation !== undefined) {
-  for (const mutation of values.mutation === 'all' ? MUTATIONS : [mutationNamed(values.mutation)]) {
-    if (!(await prove(mutation))) passed = false;
-  }
+if (values.mutations || values.mutation !== undefined) {
+  const wanted = values.mutations ? MUTATIONS : [mutationNamed(values.mutation!)];
+  const proofs: Proof[] = [];
+  for (const mutation of wanted) proofs.push(await prove(mutation));
+  say(`\n${renderProofs(proofs)}`);
+  passed = proofs.every((proof) => proof.caught && proof.controlPassed);
 } else {
   const durationMs = numberOf('minutes', values.minutes, 0, 24 * 60) * 60_000;
   const sidecars = numberOf('sidecars', values.sidecars, 0, 3);

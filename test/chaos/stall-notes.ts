@@ -94,7 +94,7 @@ export async function noteStall(path: string, why: string, stage: Stage, checker
   );
   const sidecarsSay = stage.sidecars.map((_, i) =>
     serverSays(`sidecar ${i}`, stage.ports[i]!, 0, [
-      ['HOLDFAST', 'STATUS'],
+      ['INFO', 'holdfast'],
       ['CLIENT', 'LIST'],
     ]),
   );
