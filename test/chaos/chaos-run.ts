@@ -3,7 +3,7 @@
  * history is judged.
  */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { SupervisedActor } from './actors.ts';
 import { type Checker, createChecker, type Verdict } from './checker.ts';
@@ -52,6 +52,8 @@ export interface PhaseReport {
   readonly readsMs: number | undefined;
   /** Streams and groups that had not moved 5 s later. */
   readonly stalled: readonly string[];
+  /** The machine's load average (1 minute) for each of its processors: far above 1, seconds measure the machine. */
+  readonly load: number;
 }
 
 export interface ErrorCount {
@@ -169,7 +171,8 @@ async function calmDown(
   if (stalled.length > 0) await noteWhy(`not moving ${SETTLE_MS} ms after the last fault: ${stalled.join(', ')}`);
   while (!watch.look() && now() - calmMs < STALL_LOOK_MS_MAX) await delay(POLL_MS / 2);
   await delay(Math.max(0, calmMs + phase.quietMs - now()));
-  return { calmMs, writesMs: watch.writesMs, readsMs: watch.readsMs, stalled };
+  const load = loadavg()[0]! / availableParallelism();
+  return { calmMs, writesMs: watch.writesMs, readsMs: watch.readsMs, stalled, load };
 }
 
 /** Waits until every group has handled everything, or nothing moves any more. */
@@ -293,7 +296,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
       const stalled = report.stalled.length === 0 ? '' : `, STALLED: ${report.stalled.join(', ')}`;
       options.say(
         `${(now() / 1000).toFixed(0)} s, phase ${index + 1}/${options.plan.length}: ${names.join(', ')}; ` +
-          `${checker.acknowledged} acknowledged, all moving after ${seconds} s${stalled}`,
+          `${checker.acknowledged} acknowledged, all moving after ${seconds} s, load ${report.load.toFixed(1)}${stalled}`,
       );
     }
     await Promise.all(producers.map((actor) => actor.terminate()));

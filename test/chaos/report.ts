@@ -11,7 +11,8 @@ function median(values: readonly number[]): number | undefined {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
 }
 
-function table(rows: readonly (readonly string[])[]): string[] {
+/** The first column to the left, the others to the right. */
+export function table(rows: readonly (readonly string[])[]): string[] {
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
   return rows.map((row) =>
     row
@@ -83,7 +84,9 @@ export function renderReport(result: ChaosResult): string {
     .toSorted(([, a], [, b]) => b.inFaults + b.inCalm - a.inFaults - a.inCalm)
     .map(([what, { inFaults, inCalm }]) => [what, String(inFaults), String(inCalm)]);
   return [
-    `chaos: seed ${result.seed}, ${result.kv}, ${result.sidecars} sidecar(s), ${result.seconds.toFixed(0)} s`,
+    `chaos: seed ${result.seed}, ${result.kv}, ${result.sidecars} sidecar(s), ${result.seconds.toFixed(0)} s, ` +
+      `load for each processor: median ${median(phases.map((phase) => phase.load))?.toFixed(1) ?? '-'}, ` +
+      `worst ${Math.max(0, ...phases.map((phase) => phase.load)).toFixed(1)}`,
     '',
     ...table(figures.map(([name, count]) => [name, String(count)])),
     '',

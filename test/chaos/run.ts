@@ -2,10 +2,13 @@
  * `npm run chaos -- --minutes N --seed S`: one run from the command line. Exit code 1 when a promise was broken.
  */
 import { rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../../src/errors.ts';
-import { type ChaosResult, runChaos } from './chaos-run.ts';
+import { runCampaign } from './campaign.ts';
+import { type ChaosOptions, type ChaosResult, runChaos } from './chaos-run.ts';
 import { type Edit, editedTree, isCaught, MUTATIONS, type Mutation, mutationNamed } from './mutations.ts';
 import { NEMESIS_NAMES, type NemesisName } from './nemeses.ts';
 import { type Proof, renderProofs, renderReport } from './report.ts';
@@ -19,6 +22,8 @@ const USAGE = `usage: npm run chaos -- [options]
   --nemeses A,B      only these; a name may end in * (default: all)
   --rate N           XADDs per second of all producers (default 400)
   --root DIRECTORY   source tree to run the sidecars from (default: this one)
+  --campaign N       N runs one after the other, over both servers and 1 and 3 sidecars, and one table
+  --directory PATH   where a campaign keeps its reports; those that are there count as well
   --mutations        copies of Holdfast without one of its safeguards each, under faults that must show it, and Holdfast under the same
   --mutation NAME    only this one of them
   --report FILE      JSON result; the table goes to standard output
@@ -56,6 +61,8 @@ function readOptions() {
       nemeses: { type: 'string', default: '*' },
       rate: { type: 'string', default: '400' },
       root: { type: 'string', default: fileURLToPath(new URL('../../', import.meta.url)) },
+      campaign: { type: 'string' },
+      directory: { type: 'string', default: join(tmpdir(), 'holdfast-chaos-campaign') },
       mutations: { type: 'boolean', default: false },
       mutation: { type: 'string' },
       report: { type: 'string' },
@@ -83,21 +90,29 @@ const { seed, kv, keep } = values;
 const ratePerSecond = numberOf('rate', values.rate, 1, 100_000);
 const common = { seed, kv, keep, ratePerSecond, drainStillMs: 40_000, say } as const;
 
+/** Runs, and leaves the report beside logs and history where these are kept. */
+async function run(options: ChaosOptions): Promise<ChaosResult> {
+  const result = await runChaos(options);
+  if (result.directory !== undefined)
+    await writeFile(join(result.directory, 'report.txt'), `${renderReport(result)}\n`);
+  return result;
+}
+
 /** Under its plan, Holdfast must pass and the mutated copy must be found out. */
 async function prove(mutation: Mutation): Promise<Proof> {
   const { name, without, plan, sidecars, widened = [], edits } = mutation;
-  async function run(what: string, treeEdits: readonly Edit[]): Promise<ChaosResult> {
+  async function runEdited(what: string, treeEdits: readonly Edit[]): Promise<ChaosResult> {
     say(`\n${name}: ${what}`);
     const root = await editedTree(values.root, mutation, treeEdits);
     try {
-      return await runChaos({ ...common, drainStillMs: 15_000, plan, sidecars, root });
+      return await run({ ...common, drainStillMs: 15_000, plan, sidecars, root });
     } finally {
       await rm(root, { recursive: true, force: true });
     }
   }
-  const control = await run('Holdfast as it is', widened);
+  const control = await runEdited('Holdfast as it is', widened);
   for (const violation of control.violations) say(`  ${violation}`);
-  const mutated = await run(`without ${without}`, [...widened, ...edits]);
+  const mutated = await runEdited(`without ${without}`, [...widened, ...edits]);
   for (const violation of mutated.violations) say(`  ${violation}`);
   if (mutated.directory !== undefined && !keep) await rm(mutated.directory, { recursive: true, force: true });
   const controlPassed = control.violations.length === 0 && !isCaught(mutation, control);
@@ -106,7 +121,11 @@ async function prove(mutation: Mutation): Promise<Proof> {
 
 say(`seed ${seed}`);
 let passed = true;
-if (values.mutations || values.mutation !== undefined) {
+if (values.campaign !== undefined) {
+  const runs = numberOf('campaign', values.campaign, 0, 1000);
+  const { minutes, rate, root, directory } = values;
+  passed = await runCampaign({ runs, minutes, rate, root, directory, seed, say });
+} else if (values.mutations || values.mutation !== undefined) {
   const wanted = values.mutations ? MUTATIONS : [mutationNamed(values.mutation!)];
   const proofs: Proof[] = [];
   for (const mutation of wanted) proofs.push(await prove(mutation));
@@ -116,7 +135,7 @@ if (values.mutations || values.mutation !== undefined) {
   const durationMs = numberOf('minutes', values.minutes, 0, 24 * 60) * 60_000;
   const sidecars = numberOf('sidecars', values.sidecars, 0, 3);
   const plan = planRun({ seed, durationMs, nemeses: nemesesOf(values.nemeses), sidecars });
-  const result = await runChaos({ ...common, sidecars, plan, root: values.root });
+  const result = await run({ ...common, sidecars, plan, root: values.root });
   say(`\n${renderReport(result)}`);
   if (values.report !== undefined) await writeFile(values.report, `${JSON.stringify(result, null, 2)}\n`);
   passed = result.violations.length === 0;
