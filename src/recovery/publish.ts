@@ -198,6 +198,11 @@ async function place(
     throw thrown;
   });
   let top = info === null ? ENTRY_ID_ZERO : parseEntryId(byField(info).get('last-generated-id') as Buffer)!;
+  const found = await entriesAt(
+    connection,
+    stream,
+    rows.map((row) => row.id).filter((id) => id.compare(top) <= 0),
+  );
   const ahead =
     rounds === 0 && !anew
       ? ENTRY_ID_ZERO
@@ -211,8 +216,7 @@ async function place(
       top = row.id;
       continue;
     }
-    const found = row.id.compare(top) > 0 ? undefined : await entryAt(connection, stream, row.id);
-    if (found?.equals(row.fields) === true) continue;
+    if (found.get(row.id.toString('latin1'))?.equals(row.fields) === true) continue;
     top = maxEntryId(nextEntryId(top), ahead);
     oldIds.push(row.id);
     newIds.push(top);
@@ -258,11 +262,27 @@ async function addWatched(context: PublishContext, stream: Stream, rows: readonl
   return refused.length === 0;
 }
 
-async function entryAt(connection: KvConnection, stream: Stream, id: Buffer): Promise<Buffer | undefined> {
-  const text = formatEntryId(id);
-  const reply = (await connection.command(stream.database, ['XRANGE', stream.name, text, text])) as KvReply[];
-  const member = reply[0] as [Buffer, Buffer[]] | undefined;
-  return member === undefined ? undefined : encodeFields(member[1]);
+/**
+ * Fields by ID (as latin1) of those entries that the stream has. One round trip: the caller holds the stream's lock, and a
+ * transaction that rests for long between its statements is ended by Postgres.
+ */
+async function entriesAt(
+  connection: KvConnection,
+  stream: Stream,
+  ids: readonly Buffer[],
+): Promise<ReadonlyMap<string, Buffer>> {
+  const found = new Map<string, Buffer>();
+  if (ids.length === 0) return found;
+  const replies = await connection.pipeline(
+    stream.database,
+    ids.map((id): KvArgument[] => ['XRANGE', stream.name, formatEntryId(id), formatEntryId(id)]),
+  );
+  for (const [at, reply] of replies.entries()) {
+    if (reply instanceof Error) throw reply;
+    const member = (reply as KvReply[])[0] as [Buffer, Buffer[]] | undefined;
+    if (member !== undefined) found.set(ids[at]!.toString('latin1'), encodeFields(member[1]));
+  }
+  return found;
 }
 
 /** Gives the rows that must still be published. */

@@ -42,4 +42,26 @@ describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (k
     await sidecar.stop();
     await link.close();
   });
+
+  test('is published although the KV store is far away and every entry needs another ID', async () => {
+    const kv = await startKv(kind);
+    const database = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
+    const client = sidecar.client();
+    await client.xadd('s', '*', 'n', '0');
+    const direct = clientOf(kv.port);
+    link.cut();
+    const during = Array.from({ length: 400 }, (_, n) => client.xadd('s', '*', 'n', String(n + 1)));
+    expect((await Promise.all(during)).every((id) => id !== null)).toBe(true);
+    // One round trip for each entry would last longer than Postgres lets a transaction rest.
+    await direct.xadd('s', '9000000000000-0', 'direct', '1');
+    link.heal();
+    link.delay(10);
+    await eventually('all is published', () => sidecar.recovery.status().troubled.length === 0, 30_000);
+    const entries = await direct.xrange('s', '-', '+');
+    expect(entries.map(([, [, n]]) => Number(n))).toEqual([0, 1, ...Array.from({ length: 400 }, (_, n) => n + 1)]);
+    await sidecar.stop();
+    await link.close();
+  });
 });
