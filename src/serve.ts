@@ -41,7 +41,8 @@ import { startMembers } from './processes/primary.ts';
 import { carriageOf } from './proxy/carriage.ts';
 import { type ListenAddress, type RunningProxy, removeStaleSocket, startProxy } from './proxy/proxy.ts';
 import { startRecovery } from './recovery/recovery.ts';
-import { buildFence } from './scope/fence.ts';
+import { createReloader, type Reloadable, type ReloadReport } from './reload.ts';
+import { buildFence, type Fence } from './scope/fence.ts';
 import { createIdentities, type Identities } from './scope/identities.ts';
 import { prefixedKeys } from './scope/rules.ts';
 import { connectScopeAdmin, type ScopeAdmin } from './scope/scope-admin.ts';
@@ -57,6 +58,8 @@ export interface Holdfast {
   /** The child that runs as the KV store, if it is one. */
   readonly kvServer: KvServer | undefined;
   status(): Promise<StatusReport>;
+  /** Reads the configuration again, in every process. Rejects with `CONFIG`, having changed nothing. */
+  reload(): Promise<ReloadReport>;
   /** Finishes what is in flight, within a bounded time, and ends everything that was started. */
   stop(): Promise<void>;
 }
@@ -168,30 +171,87 @@ async function startIdentities(
   { username, password }: KvAddress,
   admin: ScopeAdmin,
   log: Logger,
-): Promise<{ readonly provider: Identities | undefined; close(): Promise<void> }> {
+): Promise<RunningIdentities> {
   const listenerScopes = config.listen.map((listener) => listener.scope);
-  if (config.users.size === 0 && listenerScopes.every((scope) => scope === undefined)) {
-    return { provider: undefined, close: () => Promise.resolve() };
-  }
-  const users = new Map(
-    [...config.users].map(([name, user]) => [name, { ...user, passwordHash: user.passwordHash.reveal() }]),
-  );
   const upstream = password === undefined ? undefined : { username, password: Buffer.from(password) };
-  const scoped = [...users.values()].some((user) => user.scope !== undefined) || listenerScopes.some(Boolean);
-  // Judged before anything is done at the KV store.
-  createIdentities({ users, listenerScopes, upstream, fence: undefined });
-  const fence = scoped ? await buildFence(admin, log) : undefined;
+  let fence: Fence | undefined;
+
+  async function read({ users: configured }: Config): Promise<Identities> {
+    const users = new Map(
+      [...configured].map(([name, user]) => [name, { ...user, passwordHash: user.passwordHash.reveal() }]),
+    );
+    const scoped = [...users.values()].some((user) => user.scope !== undefined) || listenerScopes.some(Boolean);
+    // Judged before anything is done at the KV store.
+    createIdentities({ users, listenerScopes, upstream, fence: undefined });
+    if (scoped) fence ??= await buildFence(admin, log);
+    return createIdentities({ users, listenerScopes, upstream, fence });
+  }
+
+  const close = async (): Promise<void> => fence?.close();
+  if (config.users.size === 0 && listenerScopes.every((scope) => scope === undefined)) {
+    return { provider: undefined, reloadable: [], close };
+  }
+  let current = await read(config);
   return {
-    provider: createIdentities({ users, listenerScopes, upstream, fence }),
-    close: async () => fence?.close(),
+    provider: {
+      confines: (index) => current.confines(index),
+      ofListener: (index) => current.ofListener(index),
+      authenticate: (user, secret) => current.authenticate(user, secret),
+    },
+    reloadable: [
+      {
+        setting: 'users',
+        async prepare(next) {
+          const identities = await read(next);
+          return () => {
+            current = identities;
+          };
+        },
+      },
+    ],
+    close,
   };
 }
 
+interface RunningIdentities {
+  readonly provider: Identities | undefined;
+  /** Clients that are there keep who they are. The first user of a sidecar that had none needs a restart. */
+  readonly reloadable: readonly Reloadable[];
+  close(): Promise<void>;
+}
+
+/** The files of TLS listeners, of which there are the same ones after a reload; and the log's level. */
+function reloadableParts(config: Config, proxy: RunningProxy, log: Logger): Reloadable[] {
+  return [
+    {
+      setting: 'certificates',
+      async prepare() {
+        const addresses = config.listen.map(listenAddress);
+        return () => {
+          for (const [index, { tls }] of addresses.entries()) if (tls !== undefined) proxy.setCertificates(index, tls);
+        };
+      },
+    },
+    {
+      setting: 'log.level',
+      async prepare(next) {
+        return () => {
+          log.level = next.log.level;
+        };
+      },
+    },
+  ];
+}
+
 /** Resolves when clients are served. Throws `CONFIG`, `STARTUP` or `INUSE`, having ended what it had started. */
-export async function startHoldfast(config: Config, log: Logger): Promise<Holdfast> {
+export async function startHoldfast(
+  config: Config,
+  log: Logger,
+  reread: () => Config = () => config,
+): Promise<Holdfast> {
   const steps = stopSteps(log);
   try {
-    return await (config.processes > 1 ? composeProcesses(config, log, steps) : compose(config, log, steps));
+    return await (config.processes > 1 ? composeProcesses(config, log, steps) : compose(config, log, steps, reread));
   } catch (error) {
     await steps.stop();
     throw error;
@@ -236,7 +296,13 @@ async function startServers(config: Config, log: Logger, steps: Steps): Promise<
   };
 }
 
-async function compose(config: Config, log: Logger, steps: Steps, member?: Member): Promise<Holdfast> {
+async function compose(
+  config: Config,
+  log: Logger,
+  steps: Steps,
+  reread: () => Config,
+  member?: Member,
+): Promise<Holdfast> {
   const startedAt = new Date().toISOString();
   const version = readVersion();
   const servers = member === undefined ? await startServers(config, log, steps) : serversOf(config, member);
@@ -283,6 +349,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
       cache,
       scripts: createScriptRegistry(scopeAdmin),
       carriedAs: carriageOf,
+      reload: reloadAll,
       infoFields,
     }),
     prefixedKeys,
@@ -318,6 +385,22 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
       recovery_losses_total: lossesTotal,
       recovery_restores_total: restoresTotal,
     };
+  }
+
+  const reload = createReloader({
+    config,
+    reread,
+    parts: [...identities.reloadable, ...reloadableParts(config, proxy, log)],
+    log,
+  });
+
+  /** What one process says where all say the same; else what each says. */
+  async function reloadAll(): Promise<ReloadReport> {
+    const own = await reload();
+    if (member === undefined) return own;
+    const others = await member.reloadOthers();
+    const differing = others.filter((report) => report.join('\n') !== own.join('\n'));
+    return [...own, `processes: ${others.length + 1} of ${member.role.count}`, ...differing.flat()];
   }
 
   const inspector = inspectKv(target);
@@ -369,7 +452,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
 
   let http: Address | undefined;
   if (member !== undefined) {
-    member.answerWith({ status, readiness });
+    member.answerWith({ status, readiness, reload });
     // The instance listens for the primary's questions.
     new AggregatorRegistry();
     AggregatorRegistry.setRegistries(metrics);
@@ -378,7 +461,7 @@ async function compose(config: Config, log: Logger, steps: Steps, member?: Membe
     steps.onStop('HTTP', () => server.stop());
     http = server.address;
   }
-  return { addresses, http, kvServer, status, stop: () => steps.stop() };
+  return { addresses, http, kvServer, status, reload: reloadAll, stop: () => steps.stop() };
 }
 
 function serversOf(config: Config, { role }: Member): Servers {
@@ -433,16 +516,28 @@ async function composeProcesses(config: Config, log: Logger, steps: Steps): Prom
     steps.onStop('HTTP', () => server.stop());
     http = server.address;
   }
-  return { addresses, http, kvServer, status, stop: () => steps.stop() };
+  async function reload(): Promise<ReloadReport> {
+    const reports = (await primary.ask({ kind: 'reload' })) as ReloadReport[];
+    return [...new Set(reports.flat()), `processes: ${reports.length} of ${config.processes}`];
+  }
+
+  return { addresses, http, kvServer, status, reload, stop: () => steps.stop() };
 }
 
 /** A member's life: until the primary, or a signal, ends it. */
-async function serveAsMember(config: Config, log: Logger, signalled: Promise<void>): Promise<number> {
+async function serveAsMember(
+  config: Config,
+  log: Logger,
+  reread: () => Config,
+  signalled: Promise<void>,
+): Promise<number> {
   const member = await joinPrimary();
   const steps = stopSteps(log);
   try {
-    const holdfast = await compose(config, log, steps, member);
+    const holdfast = await compose(config, log, steps, reread, member);
     member.ready(holdfast.addresses.map(formatAddress));
+    // The primary hears it too, and asks.
+    process.on('SIGHUP', () => undefined);
     // A terminal's Ctrl-C reaches every process of the group; the primary says when it is time.
     void signalled;
     await member.stopRequested;
@@ -469,16 +564,21 @@ export const serve: Subcommand = {
   help: () => `Usage: holdfast serve [FLAGS]
 
 Runs the sidecar until SIGINT or SIGTERM, which let it finish what is in flight; a second one ends it at once.
+SIGHUP reads users, passwords, certificates and the log level again.
 Settings: defaults < configuration file < environment < flags.
 
 ${settingsHelp()}
 `,
   async run({ args, env, workingDirectory, terminal, stopRequested }) {
-    const { config } = loadConfig({ args, env, workingDirectory });
+    const reread = (): Config => loadConfig({ args, env, workingDirectory }).config;
+    const config = reread();
     const log = createLogger({ level: config.log.level, pretty: terminal });
-    if (cluster.isWorker) return serveAsMember(config, log, stopRequested);
+    if (cluster.isWorker) return serveAsMember(config, log, reread, stopRequested);
     // A signal during the start must not leave children behind: it is heeded as soon as there is something to stop.
-    const holdfast = await startHoldfast(config, log);
+    const holdfast = await startHoldfast(config, log, reread);
+    process.on('SIGHUP', () => {
+      holdfast.reload().catch((error) => log.error({ reason: messageOf(error) }, 'the configuration was not taken'));
+    });
     log.info(
       {
         listen: holdfast.addresses.map(formatAddress),

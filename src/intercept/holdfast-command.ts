@@ -4,17 +4,42 @@
  */
 import { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
+import { errorText, readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
 
 export interface HoldfastSubcommand {
   /** Lower case. */
   readonly name: string;
+  /** Only for those who may administer. */
+  readonly admin?: boolean;
   /** Arguments as HELP shows them, without the name. */
   readonly syntax: string;
   /** One line for HELP. */
   readonly summary: string;
   /** Answers the exchange; `args` are those behind the subcommand's name. */
   run(exchange: Exchange, args: readonly Buffer[]): void | Promise<void>;
+}
+
+/** A harmless command that the KV store lets its administrators do. */
+const ADMINISTRATIVE = ['CONFIG', 'GET', 'maxmemory'].map((word) => Buffer.from(word));
+
+/**
+ * Never in a scope. Of Holdfast's own users those with `may: [admin]`; of the KV store's those whom it lets do CONFIG GET.
+ * Throws the refusal.
+ */
+async function requireAdministrator(exchange: Exchange, name: string): Promise<void> {
+  const { session } = exchange;
+  const refusal = new HoldfastError('NOPERM', `this user has no permissions to run 'HOLDFAST ${name.toUpperCase()}'`);
+  if (session.scope !== undefined) throw refusal;
+  if (session.administers !== undefined) {
+    if (!session.administers) throw refusal;
+    return;
+  }
+  if (exchange.queued) throw new HoldfastError('ERR', `HOLDFAST ${name.toUpperCase()} inside MULTI is not possible`);
+  const judged = errorText(readReply(await exchange.run(ADMINISTRATIVE)));
+  if (judged === undefined) return;
+  if (judged.startsWith('NOPERM')) throw refusal;
+  throw new HoldfastError('REFUSED', judged);
 }
 
 export function holdfastCommand(subcommands: readonly HoldfastSubcommand[]): Interceptor {
@@ -46,7 +71,8 @@ export function holdfastCommand(subcommands: readonly HoldfastSubcommand[]): Int
         );
         return;
       }
-      return subcommand.run(exchange, args);
+      if (subcommand.admin !== true) return subcommand.run(exchange, args);
+      return requireAdministrator(exchange, word).then(() => subcommand.run(exchange, args));
     },
   };
 }

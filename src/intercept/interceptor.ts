@@ -20,6 +20,8 @@ export interface SessionView {
   readonly user: string;
   /** The scope of the session's identity, as its provider made it; `undefined` for sessions without one. */
   readonly scope: object | undefined;
+  /** Whether a user of Holdfast's own may administer it; `undefined` for the KV store's users, which it judges. */
+  readonly administers: boolean | undefined;
   readonly database: number;
   readonly protocol: Protocol;
   readonly closed: boolean;

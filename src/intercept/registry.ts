@@ -6,6 +6,7 @@ import { cacheInterceptors } from './cache-interceptors.ts';
 import { hideOwnKeysInterceptor } from './hide-own-keys.ts';
 import { holdfastCommand } from './holdfast-command.ts';
 import { holdfastCommands } from './holdfast-commands.ts';
+import { holdfastReload } from './holdfast-reload.ts';
 import { holdfastScope, holdfastWith } from './holdfast-scope.ts';
 import { infoInterceptor } from './info.ts';
 import type { Interceptor } from './interceptor.ts';
@@ -19,6 +20,8 @@ export interface InterceptorParts {
   readonly scripts: ScriptRegistry;
   /** How the proxy carries a command, in a word. */
   carriedAs(command: CommandEntry): string;
+  /** Reads the configuration again, in all processes; gives what was done, in lines. */
+  reload(): Promise<readonly string[]>;
   /** Names and values of INFO's section `# Holdfast`. */
   infoFields(): Readonly<Record<string, string | number>>;
 }
@@ -26,7 +29,7 @@ export interface InterceptorParts {
 export function createInterceptors(parts: InterceptorParts): Interceptor[] {
   return [
     scopeInterceptor(parts.scripts),
-    holdfastCommand([holdfastScope(), holdfastWith(), holdfastCommands(parts.carriedAs)]),
+    holdfastCommand([holdfastScope(), holdfastWith(), holdfastCommands(parts.carriedAs), holdfastReload(parts.reload)]),
     infoInterceptor(parts.infoFields),
     hideOwnKeysInterceptor(),
     ...ledgerInterceptors(parts.ledger),

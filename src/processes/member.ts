@@ -3,6 +3,7 @@
  * ledger writer), asks the others about their clients through the primary, and answers for its own.
  */
 import process from 'node:process';
+import { messageOf } from '../errors.ts';
 import type { PeerService, Peers } from '../proxy/peers.ts';
 import type { Question, Role, ToMember, ToPrimary } from './messages.ts';
 
@@ -13,7 +14,9 @@ export interface Member {
   /** For `startProxy`. */
   peers(service: PeerService): Peers;
   /** How the rest of what the primary asks is answered. */
-  answerWith(answers: { status(): Promise<unknown>; readiness(): Promise<unknown> }): void;
+  answerWith(answers: { status(): Promise<unknown>; readiness(): Promise<unknown>; reload(): Promise<unknown> }): void;
+  /** Has the other processes reload; gives what each says, of those that answer. */
+  reloadOthers(): Promise<readonly (readonly string[])[]>;
   ready(listen: readonly string[]): void;
   failed(message: string): void;
   /** Resolves when the primary wants this process to end. */
@@ -46,6 +49,8 @@ export async function joinPrimary(): Promise<Member> {
         return service?.kill(question.query) ?? 0;
       case 'lane':
         return service?.laneOf(question.clientId, question.pin, question.scope) ?? 0;
+      case 'reload':
+        return answers?.reload().catch((thrown) => [`failed: ${messageOf(thrown)}`]);
       case 'status':
         return answers?.status();
       case 'readiness':
@@ -112,6 +117,7 @@ export async function joinPrimary(): Promise<Member> {
     answerWith(given) {
       answers = given;
     },
+    reloadOthers: () => ask<string[]>({ kind: 'reload' }),
     ready: (listen) => send({ kind: 'ready', listen }),
     failed: (message) => send({ kind: 'failed', message }),
     stopRequested,

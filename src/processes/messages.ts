@@ -20,6 +20,7 @@ export type Question =
       readonly pin: boolean;
       readonly scope: string | undefined;
     }
+  | { readonly kind: 'reload' }
   | { readonly kind: 'status' }
   | { readonly kind: 'readiness' };
 

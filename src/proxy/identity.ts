@@ -17,6 +17,8 @@ export type Confinement =
 export interface SessionIdentity {
   /** As `ACL WHOAMI` and `CLIENT LIST` should name it. */
   readonly user: string;
+  /** `may: [admin]`. */
+  readonly administers: boolean;
   /** Read by interceptors through `SessionView.scope`; `undefined` for identities without one. */
   readonly scope: object | undefined;
   /** What the session's lanes log in with. */

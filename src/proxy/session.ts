@@ -161,6 +161,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     return this.identity !== undefined || this.context.upstream.known.knows(this.credentials);
   }
 
+  get administers(): boolean | undefined {
+    return this.identity?.administers;
+  }
+
   lastInfo(): KnownInfo | undefined {
     const { upstream } = this.context;
     return upstream.reachable ? undefined : upstream.known.info(this.credentials);

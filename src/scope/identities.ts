@@ -35,6 +35,7 @@ export interface IdentitySettings {
 /** An identity for the proxy (`SessionIdentity`), one for each session. */
 export interface IssuedIdentity {
   readonly user: string;
+  readonly administers: boolean;
   readonly scope: ScopedSession | undefined;
   readonly credentials:
     | FenceCredentials
@@ -80,7 +81,15 @@ export function createIdentities({ users, listenerScopes, upstream, fence }: Ide
       if (!timingSafeEqual(hash, Buffer.from(user.passwordHash, 'hex'))) return 'refused';
       const identity = scoped.get(name);
       if (identity !== undefined) return issue(identity);
-      return { user: name, scope: undefined, credentials: upstream, keyPrefix: undefined, scopeName: undefined };
+      const administers = user.may.includes('admin');
+      return {
+        user: name,
+        administers,
+        scope: undefined,
+        credentials: upstream,
+        keyPrefix: undefined,
+        scopeName: undefined,
+      };
     },
   };
 }
@@ -150,6 +159,7 @@ function issue(identity: ScopedIdentity): IssuedIdentity {
   const session = new ScopedSession(identity);
   return {
     user: identity.user,
+    administers: false,
     scope: session,
     credentials: identity.credentials,
     /** With shared keys, or before a scope is chosen, each key needs a closer look. */

@@ -181,6 +181,7 @@ describe.each(['transaction', 'session'] as const)('interceptors, pooling %s', a
         confines: () => true,
         ofListener: () => ({
           user: 'tenant',
+          administers: false,
           scope,
           scopeName: 't:',
           credentials: undefined,
