@@ -5,6 +5,7 @@ import * as encode from '../resp/encode.ts';
 import { PendingExchange } from './pending-exchange.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
+import { resendOn } from './session-lanes.ts';
 import { Hold, LOST_TEXT, Pin } from './session-state.ts';
 
 const MINUS = 45;
@@ -243,7 +244,7 @@ function sendElsewhere(session: Session, exchange: PendingExchange, database: nu
   const { credentials, protocol } = session;
   const lanes = session.context.upstream.laneSet({ credentials, database, protocol });
   session.inFlight += 1;
-  session.resendOn(lanes, exchange.args).then(
+  resendOn(session, lanes, exchange.args).then(
     (reply) => exchange.reply(reply),
     (thrown) =>
       exchange.lost(thrown instanceof HoldfastError ? thrown : new HoldfastError('KVDOWN', messageOf(thrown))),

@@ -10,8 +10,9 @@ import { forward, onLane, sendSticky } from './forward.ts';
 import { isInteger } from './integer.ts';
 import type { Request } from './request.ts';
 import type { Session } from './session.ts';
+import { attachDedicated, leaveDedicated } from './session-lanes.ts';
 import { Hold, LOST_TEXT, Pin } from './session-state.ts';
-import { failWaiting, noteSubscribed } from './subscribe.ts';
+import { failWaiting, noteSubscribed } from './subscription-request.ts';
 import type { Credentials } from './upstream.ts';
 
 const MINUS = 45;
@@ -261,10 +262,10 @@ async function confinedAuth(
 
 /** Changes what decides the session's lanes, and leaves the lane it is on. A pinned one is set up again elsewhere. */
 function changeLanes(session: Session, change: () => void): void {
-  if (session.dedicated) session.leaveDedicated();
+  if (session.dedicated) leaveDedicated(session);
   session.lane = undefined;
   change();
-  if (session.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) session.attachDedicated(0);
+  if (session.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) attachDedicated(session);
 }
 
 interface HelloOptions {

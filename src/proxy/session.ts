@@ -10,45 +10,38 @@
  *                    ◀───────────────────────────────────
  *                       pins = 0 and nothing in flight
  *
- * `holds` says why no further request is taken now (bits, any of them); input waits in `partial`, and the socket is not
- * read when that is full. Whoever sets a hold goes on with its own request first and lifts the hold then, so that order is kept.
+ * `holds` says why no further request is taken now (bits, any of them); input waits in session-input.ts, and the socket is
+ * not read when that is full. Whoever sets a hold goes on with its own request first and lifts the hold then, so that order is kept.
  */
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
-import { EXCHANGE, type Interceptor, PLAIN, type SessionView } from '../intercept/interceptor.ts';
+import type { Interceptor, SessionView } from '../intercept/interceptor.ts';
 import type { Protocol } from '../resp/encode.ts';
 import * as encode from '../resp/encode.ts';
-import { RequestScanner } from '../resp/request-scanner.ts';
 import type { ReadBuffer } from './byte-source.ts';
 import type { CommandPlan, CommandPlans } from './carriage.ts';
-import { dispatch } from './dispatch.ts';
 import { runBehind } from './forward.ts';
-import { GlancedRun } from './glanced-run.ts';
-import type { KeyRange, SessionIdentity } from './identity.ts';
+import type { SessionIdentity } from './identity.ts';
 import type { KnownInfo } from './known-users.ts';
 import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
 import type { ExchangeHost } from './pending-exchange.ts';
-import { lastKeyOf, prefixKeys } from './prefix-keys.ts';
-import { Request } from './request.ts';
-import { resetSession } from './session-commands.ts';
+import { planFor, SessionInput } from './session-input.ts';
+import { attachDedicated, leaveDedicated, resendOn, runOnLane } from './session-lanes.ts';
 import { SessionOutput } from './session-output.ts';
 import { Hold, LOST_TEXT, Pin, type SessionContext, type Transaction } from './session-state.ts';
-import { failWaiting, type SubscriptionRequest, subscribeAgain } from './subscribe.ts';
+import type { SubscriptionRequest } from './subscription-request.ts';
 import { Subscriptions } from './subscriptions.ts';
 import type { Credentials } from './upstream.ts';
 
-const EMPTY = Buffer.alloc(0);
-const RESETS: readonly string[] = ['*1\r\n$5\r\nreset\r\n', 'reset\r\n', 'reset\n'];
 const LINGER_MS = 1000;
-/** Until a session that must have a lane asks for one again. */
-const ATTACH_RETRY_MS = 200;
-const HELD_BYTES_MAX = 1024 * 1024;
 const INVALIDATE_ALL = Buffer.from('>2\r\n$10\r\ninvalidate\r\n_\r\n');
 export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeHost {
   readonly id: number;
   readonly socket: Socket;
+  /** Bytes from the client, in a buffer that is used again after the return. */
+  readonly receive: (buffer: Buffer, length: number) => void;
   readonly output: SessionOutput;
   readonly log: Logger;
   readonly context: SessionContext;
@@ -93,27 +86,20 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /** The dedicated lane holds state that only its end removes. */
   laneDirty = false;
 
-  /** The plan of the requests of the current run, where a glance has marked them; undefined in a plain run. */
-  private glancedPlan: CommandPlan | undefined;
-  private marks: number[] = [];
-  private holds = 0;
-  private scanner: RequestScanner;
-  private partial: Buffer = EMPTY;
-  private partialLength = 0;
-  /** Bytes of the request at the start of `partial` that were passed on already. */
-  private streamedBytes = 0;
-  private laneSetInUse: LaneSet | undefined;
-  private endWait: (() => void) | undefined;
-  private attachTimer: NodeJS.Timeout | undefined;
+  /** Why no request is taken now; see `Hold`. */
+  holds = 0;
+  private readonly input: SessionInput;
+  /** Where the dedicated lane goes back to. */
+  laneSetInUse: LaneSet | undefined;
+  /** Ends the wait for a lane. */
+  endWait: (() => void) | undefined;
+  attachTimer: NodeJS.Timeout | undefined;
   private socketPaused = false;
   private clientEnded = false;
-  /** Requests are being taken from what was kept: `partial` does not tell whether there are more. */
-  private consuming = false;
-  private skipRequested = false;
-  private skipUsed = false;
   private quietListeners: (() => void)[] = [];
   private readonly closeListeners: (() => void)[] = [];
-  private readonly resendLanes = new Set<Lane>();
+  /** Lanes on which something is sent once more. */
+  readonly resendLanes = new Set<Lane>();
 
   /** `unixPath` is the listener's socket path, empty for TCP. */
   constructor(id: number, socket: Socket, unixPath: string, context: SessionContext) {
@@ -121,7 +107,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.socket = socket;
     this.context = context;
     this.log = context.log;
-    this.scanner = new RequestScanner(context.limits);
+    this.input = new SessionInput(this);
+    this.receive = this.input.receive;
     this.output = new SessionOutput(socket, context.limits.outputBytesMax, {
       slow: () => this.slowReader(),
       overflow: () => {
@@ -216,7 +203,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   get queryBufferBytes(): number {
-    return this.partialLength;
+    return this.input.waitingBytes;
   }
 
   /** Something is owed to the client, short of what blocks without end. */
@@ -231,23 +218,6 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   // ---------------------------------------------------------------- input
 
-  /** Bytes from the client, in a buffer that is used again after the return. */
-  readonly receive = (buffer: Buffer, length: number): void => {
-    if (this.closed || this.holds & Hold.ending) return;
-    this.lastActiveAt = Date.now();
-    if (this.partialLength > 0 || this.holds !== 0) {
-      this.keep(buffer, 0, length);
-      if (this.holds === 0) this.consumePartial();
-      else this.pauseWhenFull();
-      return;
-    }
-    const taken = this.consume(buffer, 0, length);
-    if (taken < length && !this.closed) {
-      this.keep(buffer, taken, length);
-      this.considerStreaming();
-    }
-  };
-
   /** Adds a hold: no request is taken until it is lifted. */
   hold(reason: number): void {
     this.holds |= reason;
@@ -257,8 +227,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
    * A held session goes on reading for a while: only who reads learns that the client is gone, and a blocked client
    * that is gone must not be given an element.
    */
-  private pauseWhenFull(): void {
-    if (this.partialLength < HELD_BYTES_MAX || this.socketPaused || this.closed) return;
+  pauseWhenFull(): void {
+    if (!this.input.full || this.socketPaused || this.closed) return;
     this.socketPaused = true;
     this.socket.pause();
   }
@@ -268,360 +238,13 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if ((this.holds & reason) === 0) return;
     this.holds &= ~reason;
     if (this.holds !== 0 || this.closed) return;
-    this.consumePartial();
+    this.input.resume();
     if (this.holds !== 0 || this.closed) return;
     if (this.socketPaused) {
       this.socketPaused = false;
       this.socket.resume();
     }
     this.finishIfEnded();
-  }
-
-  private consumePartial(): void {
-    // An incomplete request is looked at again when the bytes it lacks are there.
-    if (this.partialLength === 0 || this.scanner.needed > this.partialLength + this.streamedBytes) {
-      if (this.partialLength > 0) this.considerStreaming();
-      return;
-    }
-    const buffer = this.partial;
-    const length = this.partialLength;
-    this.partial = EMPTY;
-    this.partialLength = 0;
-    this.consuming = true;
-    const taken = this.consume(buffer, 0, length);
-    this.consuming = false;
-    if (this.closed || taken === length) return;
-    if (taken > 0) buffer.copyWithin(0, taken, length);
-    this.partial = buffer;
-    this.partialLength = length - taken;
-    this.considerStreaming();
-  }
-
-  private keep(buffer: Buffer, start: number, end: number): void {
-    const length = this.partialLength + end - start;
-    const { queryBufferBytesMax, streamingBytesMin } = this.context.limits;
-    if (length > queryBufferBytesMax) {
-      this.close(`its query buffer exceeded ${queryBufferBytesMax} bytes`);
-      return;
-    }
-    if (this.partial.length < length) {
-      const needed = Math.min(this.scanner.needed, streamingBytesMin);
-      const larger = Buffer.allocUnsafe(
-        Math.max(length, Math.min(this.partial.length * 2, queryBufferBytesMax), needed),
-      );
-      this.partial.copy(larger, 0, 0, this.partialLength);
-      this.partial = larger;
-    }
-    buffer.copy(this.partial, this.partialLength, start, end);
-    this.partialLength = length;
-  }
-
-  /** Takes the requests in `buffer[start, end)`; gives the offset of the first byte that was not taken. */
-  private consume(buffer: Buffer, start: number, end: number): number {
-    const { limits } = this.context;
-    const { scanner } = this;
-    let { plans } = this;
-    const { table } = plans;
-    let at = start;
-    let runStart = start;
-    let runCount = 0;
-
-    while (at < end) {
-      if (this.pins & Pin.raw) {
-        if (this.lastCommand === 'monitor' && isReset(buffer, at, end)) resetSession(this);
-        else this.lane?.append(buffer, at, end);
-        return end;
-      }
-      if (this.pins & Pin.streaming) {
-        const reached = this.stream(buffer, at, end);
-        if (reached < 0) return at - reached - 1;
-        at = reached;
-        runStart = at;
-        if (this.holds !== 0) return at;
-        continue;
-      }
-      const length = scanner.scan(buffer, at, end);
-      if (length <= 0) {
-        this.sendRun(buffer, runStart, at, runCount);
-        if (length < 0) this.protocolError(scanner.error);
-        return at;
-      }
-      let plan: CommandPlan | undefined;
-      if (scanner.argc > 0 && scanner.inlineArguments === undefined && scanner.canonical) {
-        const { bounds } = scanner;
-        const command = table.lookupBytes(buffer, at + bounds[0]!, at + bounds[1]!);
-        plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
-        const mark = plan.glance === undefined ? PLAIN : this.glanceAt(plan, buffer, at);
-        if (mark >= 0) {
-          if (this.glancedPlan !== plan) {
-            this.sendRun(buffer, runStart, at, runCount);
-            runStart = at;
-            runCount = 0;
-            this.glancedPlan = plan;
-          }
-          this.marks.push(mark);
-          this.lastCommand = plan.command!.name;
-          this.commandsTotal += 1;
-          if (this.rewrites(plan)) this.appendRewritten(plan, buffer, at, length);
-          at += length;
-          scanner.reset();
-          runCount += 1;
-          if (this.inFlight + runCount >= limits.pipelineDepthMax) {
-            this.sendRun(buffer, runStart, at, runCount);
-            this.hold(Hold.depth);
-            return at;
-          }
-          continue;
-        }
-        if (this.glancedPlan !== undefined) {
-          this.sendRun(buffer, runStart, at, runCount);
-          runStart = at;
-          runCount = 0;
-        }
-        if (plan.prefixedKeys !== undefined && mark !== EXCHANGE && this.onFastPath()) {
-          this.sendRun(buffer, runStart, at, runCount);
-          runCount = 0;
-          this.lastCommand = plan.command!.name;
-          this.commandsTotal += 1;
-          this.sendPrefixed(plan.prefixedKeys, buffer, at, length);
-          at += length;
-          runStart = at;
-          scanner.reset();
-          if (this.inFlight >= limits.pipelineDepthMax) {
-            this.hold(Hold.depth);
-            return at;
-          }
-          continue;
-        }
-        if ((plan.simple || (plan.glance !== undefined && mark === PLAIN)) && this.onFastPath()) {
-          this.lastCommand = command === undefined ? 'unknown' : command.name;
-          this.commandsTotal += 1;
-          at += length;
-          scanner.reset();
-          runCount += 1;
-          if (this.inFlight + runCount >= limits.pipelineDepthMax) {
-            this.sendRun(buffer, runStart, at, runCount);
-            this.hold(Hold.depth);
-            return at;
-          }
-          continue;
-        }
-      }
-      this.sendRun(buffer, runStart, at, runCount);
-      runCount = 0;
-      const request = scanner.argc > 0 ? this.readRequest(plan, buffer, at, length) : undefined;
-      at += length;
-      runStart = at;
-      scanner.reset();
-      if (request !== undefined) this.takeRequest(request);
-      else this.skipUsed = true;
-      if (this.closed || this.holds !== 0) return at;
-      // The request may have changed the session's scope.
-      plans = this.plans;
-    }
-    this.sendRun(buffer, runStart, at, runCount);
-    return at;
-  }
-
-  /** Whether a plain request may go on as it is, without a closer look at the session's state. */
-  private onFastPath(): boolean {
-    const { lane } = this;
-    return (
-      lane !== undefined &&
-      lane.state === 'ready' &&
-      !lane.congested &&
-      this.transaction === undefined &&
-      this.replyMode === 'on' &&
-      (this.dedicated ||
-        (this.pins === 0 && !(lane.stalled && this.inFlight === 0) && this.context.upstream.paused === undefined))
-    );
-  }
-
-  private sendRun(buffer: Buffer, start: number, end: number, count: number): void {
-    if (count === 0) return;
-    this.context.counters.requests += count;
-    this.inFlight += count;
-    const plan = this.glancedPlan;
-    if (plan === undefined) {
-      this.lane!.sendPlain(this, buffer, start, end, count);
-      return;
-    }
-    this.glancedPlan = undefined;
-    const bytes = Buffer.allocUnsafe(end - start);
-    buffer.copy(bytes, 0, start, end);
-    const run = new GlancedRun(this, plan, this.prefixFor(plan), bytes, this.marks);
-    this.marks = [];
-    // What is rewritten was appended request by request.
-    this.lane!.sendGlanced(this, run, buffer, start, this.rewrites(plan) ? start : end, count);
-  }
-
-  /** What a glance makes of the request that the scanner has just found. */
-  private glanceAt(plan: CommandPlan, buffer: Buffer, start: number): number {
-    if (this.pinned || !this.onFastPath()) return EXCHANGE;
-    const { bounds, argc } = this.scanner;
-    return plan.glance!.look(buffer, start, bounds, argc, this.prefixFor(plan));
-  }
-
-  private prefixFor(plan: CommandPlan): Buffer | undefined {
-    return plan.prefixedKeys === undefined ? undefined : this.identity!.keyPrefix;
-  }
-
-  private rewrites(plan: CommandPlan): boolean {
-    return plan.prefixedKeys !== undefined || plan.glance!.form !== undefined;
-  }
-
-  /** Appends the request that the scanner has just found in its glance's form and with the identity's prefix. */
-  private appendRewritten(plan: CommandPlan, buffer: Buffer, start: number, length: number): void {
-    const lane = this.lane!;
-    const form = plan.glance!.form;
-    let from = start;
-    if (form !== undefined) {
-      lane.append(form.head, 0, form.head.length);
-      from = this.argumentStart(form.argumentsFrom, start);
-    }
-    if (plan.prefixedKeys === undefined) lane.append(buffer, from, start + length);
-    else this.appendPrefixed(plan.prefixedKeys, buffer, start, from, length);
-    if (form !== undefined) lane.append(form.tail, 0, form.tail.length);
-  }
-
-  /** Where the `$` of argument `i` stands. */
-  private argumentStart(i: number, start: number): number {
-    const { bounds } = this.scanner;
-    const argument = bounds[i * 2]!;
-    return start + argument - 3 - decimalDigits(bounds[i * 2 + 1]! - argument);
-  }
-
-  /** Sends one request with the identity's prefix before its keys, which the scanner has just found. */
-  private sendPrefixed(keys: KeyRange, buffer: Buffer, start: number, length: number): void {
-    this.appendPrefixed(keys, buffer, start, start, length);
-    this.context.counters.requests += 1;
-    this.inFlight += 1;
-    this.lane!.sendPlain(this, EMPTY, 0, 0, 1);
-  }
-
-  /** Appends what stands from `from` on. */
-  private appendPrefixed(keys: KeyRange, buffer: Buffer, start: number, from: number, length: number): void {
-    const { bounds, argc } = this.scanner;
-    const prefix = this.identity!.keyPrefix!;
-    const lane = this.lane!;
-    const last = lastKeyOf(keys, argc);
-    let copied = from;
-    for (let i = keys.first; i <= last; i += keys.step) {
-      const keyStart = start + bounds[i * 2]!;
-      const keyLength = start + bounds[i * 2 + 1]! - keyStart;
-      lane.append(buffer, copied, this.argumentStart(i, start));
-      lane.appendText(`$${keyLength + prefix.length}\r\n`);
-      lane.append(prefix, 0, prefix.length);
-      copied = keyStart;
-    }
-    lane.append(buffer, copied, start + length);
-  }
-
-  private readRequest(found: CommandPlan | undefined, buffer: Buffer, start: number, length: number): Request {
-    const { scanner } = this;
-    const { plans } = this;
-    const frame = Buffer.from(buffer.subarray(start, start + length));
-    let args = scanner.inlineArguments;
-    if (args === undefined) {
-      args = [];
-      for (let i = 0; i < scanner.argc; i += 1) {
-        args.push(frame.subarray(scanner.bounds[i * 2]!, scanner.bounds[i * 2 + 1]!));
-      }
-    }
-    const plan = found === undefined || found.container ? planFor(plans, args) : found;
-    if (plan.prefixedKeys !== undefined)
-      return new Request(plan, prefixKeys(args, plan.prefixedKeys, this.identity!.keyPrefix!), undefined);
-    return new Request(plan, args, scanner.inlineArguments === undefined && scanner.canonical ? frame : undefined);
-  }
-
-  private takeRequest(request: Request): void {
-    this.context.counters.requests += 1;
-    this.lastCommand = request.command?.name ?? 'unknown';
-    this.commandsTotal += 1;
-    this.endSkip();
-    this.skipUsed = this.replyMode === 'skip';
-    dispatch(this, request);
-    if (this.skipRequested) {
-      this.skipRequested = false;
-      this.skipUsed = false;
-      this.replyMode = 'skip';
-    }
-    if (this.inFlight >= this.context.limits.pipelineDepthMax) this.hold(Hold.depth);
-  }
-
-  /**
-   * The request whose reply CLIENT REPLY SKIP meant, an empty one too, is over when the next one is taken: it may have
-   * had to wait.
-   */
-  private endSkip(): void {
-    if (this.skipUsed && this.replyMode === 'skip') this.replyMode = 'on';
-    this.skipUsed = false;
-  }
-
-  // ---------------------------------------------------------------- large requests
-
-  /**
-   * A large request is passed on while it arrives, on a lane of its own, unless somebody must look at it. What must be
-   * looked at is collected whole, up to `queryBufferBytesMax`.
-   */
-  private considerStreaming(): void {
-    const { scanner } = this;
-    if (this.holds !== 0 || this.pins & (Pin.streaming | Pin.raw)) return;
-    if (scanner.needed <= this.context.limits.streamingBytesMin || scanner.argc <= 0) return;
-    if (this.transaction !== undefined || this.replyMode !== 'on' || scanner.found === 0 || !scanner.canonical) return;
-    const { plans } = this;
-    const command = plans.table.lookupBytes(this.partial, scanner.bounds[0]!, scanner.bounds[1]!);
-    const plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
-    if (!plan.simple) return;
-    this.onLane(
-      Pin.streaming,
-      () => {
-        this.streamedBytes = 0;
-        const buffer = this.partial;
-        const length = this.partialLength;
-        this.partial = EMPTY;
-        this.partialLength = 0;
-        const reached = this.stream(buffer, 0, length);
-        const taken = reached < 0 ? -reached - 1 : reached;
-        if (taken < length) this.keep(buffer, taken, length);
-      },
-      // Without a lane the rest of the request cannot be told from further ones.
-      (reply) => {
-        this.output.write(reply);
-        this.hold(Hold.ending);
-        this.output.finish();
-      },
-    );
-  }
-
-  /**
-   * Passes on what has come of a large request. Gives the offset behind the request's end, or, while it is incomplete,
-   * `-1 - offset` of the first byte that is still needed.
-   */
-  private stream(buffer: Buffer, start: number, end: number): number {
-    const { scanner } = this;
-    const lane = this.lane!;
-    const base = start - this.streamedBytes;
-    const length = scanner.scan(buffer, base, end);
-    if (length < 0) {
-      this.close(`it sent a malformed request: ${scanner.error}`);
-      return -1 - end;
-    }
-    const reached = length > 0 ? base + length : base + scanner.settledBytes(end - base);
-    lane.append(buffer, start, reached);
-    if (length > 0) {
-      this.streamedBytes = 0;
-      scanner.reset();
-      this.pins &= ~Pin.streaming;
-      this.context.counters.requests += 1;
-      this.inFlight += 1;
-      lane.sendPlain(this, EMPTY, 0, 0, 1);
-      return reached;
-    }
-    this.streamedBytes += reached - start;
-    lane.flush();
-    if (lane.congested) this.holdForCongestion(lane);
-    return -1 - reached;
   }
 
   // ---------------------------------------------------------------- lanes
@@ -631,86 +254,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
    * there; requests behind it wait. `pin` says what the session needs a dedicated lane for, 0 where any lane does.
    */
   onLane(pin: number, action: () => void, refused: (reply: Buffer) => void): void {
-    if (this.closed) return;
-    if (this.laneFits(pin)) {
-      this.pins |= pin;
-      action();
-      return;
-    }
-    this.hold(Hold.lane);
-    this.whenQuiet(() => this.awaitLane(pin, action, refused));
-  }
-
-  private awaitLane(pin: number, action: () => void, refused: (reply: Buffer) => void): void {
-    const set = this.laneSet;
-    const dedicated = pin !== 0 || this.pins !== 0;
-    const proceed = (): void => {
-      this.pins |= pin;
-      action();
-      this.lift(Hold.lane);
-    };
-    if (this.laneFits(pin)) {
-      proceed();
-      return;
-    }
-    const lane = dedicated ? set.dedicatedLane() : set.sharedLane();
-    if (lane !== undefined) {
-      if (dedicated) this.enterDedicated(set, lane);
-      else this.lane = lane;
-      proceed();
-      return;
-    }
-    this.endWait = set.wait(dedicated, {
-      ready: (ready) => {
-        this.endWait = undefined;
-        // Somebody else may have waited too, and have found one.
-        if (dedicated && this.laneFits(pin)) set.release(ready, true);
-        else if (dedicated) this.enterDedicated(set, ready);
-        else this.lane = ready;
-        proceed();
-      },
-      failed: (cause, byServer) => {
-        this.endWait = undefined;
-        refused(encode.error(byServer ? cause.message : cause.toReplyText()));
-        this.lift(Hold.lane);
-      },
-    });
-  }
-
-  private laneFits(pin: number): boolean {
-    const { lane } = this;
-    if (lane === undefined || lane.state !== 'ready') return false;
-    if (this.dedicated) {
-      if (lane.congested) this.holdForCongestion(lane);
-      return true;
-    }
-    if (pin !== 0 || this.pins !== 0) return false;
-    if (lane.congested) this.holdForCongestion(lane);
-    return !(lane.stalled && this.inFlight === 0);
-  }
-
-  /** The request at hand is still sent; those behind it wait until the KV store takes bytes again. */
-  private holdForCongestion(lane: Lane): void {
-    if (this.holds & Hold.congestion) return;
-    this.hold(Hold.congestion);
-    lane.drainWaiters.add(() => this.lift(Hold.congestion));
-  }
-
-  private enterDedicated(set: LaneSet, lane: Lane): void {
-    this.lane = lane;
-    this.laneSetInUse = set;
-    this.dedicated = true;
-    this.laneDirty = false;
-    lane.owner = this;
-    if (this.pins & Pin.pooling) {
-      this.laneDirty = true;
-      this.sendIgnored(['CLIENT', 'SETNAME', Buffer.from(this.name, 'latin1')]);
-    }
-    for (const args of this.setup.values()) {
-      this.laneDirty = true;
-      this.sendIgnored(args);
-    }
-    if (this.subscriptions.expected) subscribeAgain(this);
+    runOnLane(this, pin, action, refused);
   }
 
   /** Sends a request of the session's own; `then` is called when its reply, which nobody sees, has come or was lost. */
@@ -727,33 +271,6 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       },
     };
     this.lane!.sendWhole(task, encode.request(args));
-  }
-
-  /** Goes back to shared lanes; a lane that is not provably clean is closed. Nothing is in flight, or the session ends. */
-  leaveDedicated(): void {
-    const { lane, laneSetInUse } = this;
-    this.lane = undefined;
-    this.dedicated = false;
-    this.laneSetInUse = undefined;
-    if (lane === undefined) return;
-    const dirty = this.laneDirty || this.inFlight > 0 || (this.pins & ~Pin.pooling) !== 0;
-    lane.socket.resume();
-    laneSetInUse?.release(lane, !dirty);
-  }
-
-  /** Asks for a dedicated lane without a request: for a redirection target, or a subscriber whose lane was lost. */
-  attachDedicated(pin: number): void {
-    if (this.closed) return;
-    this.onLane(
-      pin,
-      () => undefined,
-      (reply) => {
-        failWaiting(this, reply);
-        if ((this.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) === 0) return;
-        clearTimeout(this.attachTimer);
-        this.attachTimer = setTimeout(() => this.attachDedicated(pin), ATTACH_RETRY_MS);
-      },
-    );
   }
 
   // ---------------------------------------------------------------- replies
@@ -823,7 +340,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if (this.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) {
       // What changed while nobody watched is not known: a caching client must forget everything.
       if (this.setup.has('client|tracking') && this.protocol === 3) this.output.write(INVALIDATE_ALL);
-      this.attachDedicated(0);
+      attachDedicated(this);
     }
   }
 
@@ -865,7 +382,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.output.finish();
       return;
     }
-    if (this.dedicated && this.pins === 0) this.leaveDedicated();
+    if (this.dedicated && this.pins === 0) leaveDedicated(this);
     if (this.quietListeners.length > 0) {
       const listeners = this.quietListeners;
       this.quietListeners = [];
@@ -889,8 +406,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.lift(Hold.slowReader);
   }
 
-  private protocolError(text: string): void {
-    this.endSkip();
+  protocolError(text: string): void {
+    this.input.endSkip();
     this.context.counters.protocolErrors += 1;
     this.log.debug({ client: this.id, text }, 'protocol error');
     this.endWith(this.replyMode === 'on' ? encode.errorOfBytes(`ERR ${text}`) : undefined);
@@ -898,7 +415,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   /** CLIENT REPLY SKIP: the reply of the next command is not written. */
   skipNextReply(): void {
-    this.skipRequested = true;
+    this.input.skipNextReply();
   }
 
   /** The client killed itself: its reply is still sent. */
@@ -938,7 +455,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if (this.closed) return;
     this.holds |= Hold.ending;
     this.context.registry.remove(this);
-    if (this.dedicated) this.leaveDedicated();
+    if (this.dedicated) leaveDedicated(this);
     this.socket.resume();
     const timer = setTimeout(() => this.close('it was asked to go'), LINGER_MS);
     this.closeListeners.push(() => clearTimeout(timer));
@@ -958,7 +475,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
    * told of the end as well, and decides which of the two it is. A client that went away is not given an element.
    */
   private finishIfEnded(): void {
-    if (!this.clientEnded || this.consuming || this.holds !== 0 || this.closed) return;
+    if (!this.clientEnded || this.input.busy || this.holds !== 0 || this.closed) return;
     if (!this.finishBlocked() && this.inFlight === 0) this.output.finish();
   }
 
@@ -980,63 +497,23 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     clearTimeout(this.attachTimer);
     for (const lane of this.resendLanes) lane.close(new HoldfastError('RETIRED', 'its client is gone'));
     if (this.transaction !== undefined) for (const member of this.transaction.members) member.discard();
-    if (this.dedicated) this.leaveDedicated();
+    if (this.dedicated) leaveDedicated(this);
     for (const listener of this.closeListeners) listener();
-    this.partial = EMPTY;
-    this.partialLength = 0;
+    this.input.drop();
     this.log.debug({ client: this.id, reason }, 'client closed');
   }
 
   async resend(args: readonly Buffer[]): Promise<Buffer> {
-    return this.resendOn(this.laneSet, args);
+    return resendOn(this, this.laneSet, args);
   }
 
   /** Sends what concerns no database: a new connection needs no SELECT for it, which a busy server refuses. */
   resendAnywhere(args: readonly Buffer[]): Promise<Buffer> {
     const { credentials, protocol } = this;
-    return this.resendOn(this.context.upstream.laneSet({ credentials, database: 0, protocol }), args);
+    return resendOn(this, this.context.upstream.laneSet({ credentials, database: 0, protocol }), args);
   }
 
   async run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer> {
     return runBehind(this, behind, args, database);
   }
-
-  async resendOn(set: LaneSet, args: readonly Buffer[]): Promise<Buffer> {
-    const lane =
-      set.dedicatedLane() ??
-      (await new Promise<Lane>((resolve, reject) => {
-        set.wait(true, { ready: resolve, failed: reject });
-      }));
-    if (this.closed) {
-      set.release(lane, true);
-      throw new HoldfastError('KVDOWN', 'the client is gone');
-    }
-    this.resendLanes.add(lane);
-    try {
-      return await new Promise<Buffer>((resolve, reject) => {
-        lane.sendWhole({ reply: resolve, lost: reject }, encode.request(args));
-      });
-    } finally {
-      this.resendLanes.delete(lane);
-      set.release(lane, true);
-    }
-  }
-}
-
-function planFor({ table, plans, unknown }: CommandPlans, args: readonly Buffer[]): CommandPlan {
-  const command = table.lookupBytes(args[0]!, 0, args[0]!.length);
-  if (command === undefined) return unknown;
-  const sub = args[1] === undefined ? undefined : table.subcommand(command, args[1], 0, args[1].length);
-  return plans[(sub ?? command).index]!;
-}
-
-function decimalDigits(value: number): number {
-  let digits = 1;
-  for (let rest = value; rest >= 10; rest = Math.floor(rest / 10)) digits += 1;
-  return digits;
-}
-
-/** Whether the bytes are one RESET, the only request that a monitoring client sends. */
-function isReset(buffer: Buffer, start: number, end: number): boolean {
-  return end - start <= 15 && RESETS.includes(buffer.toString('latin1', start, end).toLowerCase());
 }

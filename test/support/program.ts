@@ -6,7 +6,7 @@ import { afterAll, expect } from 'vitest';
 import type { StatusReport } from '../../src/operations/status-report.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
-const READY_MS = 25_000;
+const READY_MS = 40_000;
 
 const programs: ChildProcess[] = [];
 afterAll(() => {

@@ -67,7 +67,7 @@ export async function connectRaw(target: number | string): Promise<RawClient> {
   socket.on('error', fail);
   socket.on('close', () => fail(new Error('connection closed')));
 
-  function next(timeoutMs = 5000): Promise<Reply> {
+  function next(timeoutMs = 15_000): Promise<Reply> {
     const ready = unclaimed.shift();
     if (ready !== undefined) return Promise.resolve(ready);
     if (failure !== undefined) return Promise.reject(failure);
