@@ -17,11 +17,13 @@ import {
   sendExchange,
   sendSticky,
 } from './forward.ts';
+import type { PendingExchange, ReplyMode } from './pending-exchange.ts';
 import { Request } from './request.ts';
 import type { Session } from './session.ts';
 import { answerSessionCommand, queuedSessionCommand, resetSession } from './session-commands.ts';
-import { Hold, LOST_TEXT, Pin, type Transaction } from './session-state.ts';
+import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from './session-state.ts';
 import { sendSubscription } from './subscribe.ts';
+import { TransactionReply } from './transaction-reply.ts';
 
 const MINUS = 45;
 const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
@@ -173,7 +175,7 @@ function beginTransaction(session: Session, request: Request): void {
     return;
   }
   const begin = (broken: Transaction['broken']): void => {
-    session.transaction = { slots: 0, members: [], broken };
+    session.transaction = { slots: 0, members: [], subscriptions: new Map(), broken };
     session.watchLost = false;
   };
   session.onLane(
@@ -225,6 +227,9 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           return;
         case 'subscribe':
         case 'unsubscribe':
+          if (session.scope === undefined) enqueueSubscription(session, request, transaction);
+          else refuseQueueing(session, request, transaction);
+          return;
         case 'raw':
           refuseQueueing(session, request, transaction);
           return;
@@ -258,34 +263,48 @@ function answerInLostTransaction(session: Session, request: Request, transaction
   session.answer(carriage === 'discard' ? encode.OK : TRANSACTION_LOST);
 }
 
-/** Replies that would be left out, and a change of identity that the KV store cannot judge. */
+/** A change of identity that the KV store cannot judge. */
 function mayNotQueue(session: Session, request: Request): boolean {
   const name = request.command?.name;
-  if (name === 'client|reply') return true;
   return session.context.identities !== undefined && (name === 'auth' || (name === 'hello' && request.args.length > 2));
 }
 
-/**
- * What these answer does not stand in EXEC's reply where it should (confirmations behind it, replies left out): nobody
- * could tell any more which reply is whose. They are refused, and the transaction with them.
- */
+/** The transaction is refused with it. */
 function refuseQueueing(session: Session, request: Request, transaction: Transaction): void {
   transaction.broken ??= 'refused';
   const name = request.command?.name.replace('|', ' ').toUpperCase();
   session.answer(encode.error(`ERR ${name} inside MULTI is not possible through Holdfast: send it before or after`));
 }
 
+/** Its confirmations come in EXEC's reply. */
+function enqueueSubscription(session: Session, request: Request, transaction: Transaction): void {
+  const names = request.args.slice(1);
+  if (request.plan.carriage === 'unsubscribe' || names.length > 0) {
+    transaction.subscriptions.set(transaction.slots, { command: request.command!.name, names });
+  }
+  transaction.slots += 1;
+  session.laneDirty = true;
+  forward(session, request);
+}
+
+const REPLY_MODES: readonly ReplyMode[] = ['on', 'off', 'skip'];
+
 function enqueue(session: Session, request: Request, transaction: Transaction): void {
   const { carriage } = request.plan;
   // What these change is the connection's own: nobody else may find it there.
   if (carriage === 'session' || carriage === 'sticky') session.laneDirty = true;
   const own = carriage === 'sticky' ? keepSticky(session, request) : queuedSessionCommand(session, request);
-  if (request.plan.interceptors.length === 0 && own === undefined) {
+  if (request.plan.interceptors.length === 0 && own === undefined && request.command?.name !== 'client|reply') {
     transaction.slots += 1;
     forward(session, request);
     return;
   }
   const exchange = newExchange(session, request, true, []);
+  if (request.command?.name === 'client|reply' && request.args.length === 3) {
+    // The session leaves replies out; the server's own would be missing where they are counted.
+    exchange.replyMode = REPLY_MODES.find((_, mode) => request.is(2, REPLY_MODES[mode]!));
+    if (exchange.replyMode !== undefined) exchange.respond(encode.OK);
+  }
   if (own !== undefined) exchange.finally(own);
   intercept(session, exchange, request, () => {
     const { answer } = exchange;
@@ -320,7 +339,11 @@ function keepSticky(session: Session, request: Request): (reply: Buffer) => Buff
 }
 
 function execute(session: Session, request: Request, transaction: Transaction): void {
-  if (transaction.members.length === 0 && request.plan.interceptors.length === 0) {
+  if (
+    transaction.members.length === 0 &&
+    transaction.subscriptions.size === 0 &&
+    request.plan.interceptors.length === 0
+  ) {
     forwardEnd(session, request);
     return;
   }
@@ -344,8 +367,35 @@ function execute(session: Session, request: Request, transaction: Transaction): 
       exchange.lost(new HoldfastError('KVDOWN', LOST_TEXT));
       return;
     }
-    sendExchange(session, exchange, request, 0);
+    if (transaction.subscriptions.size > 0 || transaction.members.some((member) => member.replyMode !== undefined)) {
+      // How what follows is answered is known when it has been executed.
+      session.hold(Hold.lane);
+      sendTransaction(session, exchange, request, transaction);
+      session.whenQuiet(() => session.lift(Hold.lane));
+    } else sendExchange(session, exchange, request, 0);
   });
+}
+
+function sendTransaction(
+  session: Session,
+  exchange: PendingExchange,
+  request: Request,
+  { members, slots, subscriptions }: Transaction,
+): void {
+  if (subscriptions.size === 0) {
+    sendExchange(session, exchange, request, 0);
+    return;
+  }
+  // What Holdfast answered itself is not in the server's reply.
+  const answered = new Set(members.filter(({ answer }) => answer !== undefined).map(({ slot }) => slot));
+  const atServer = new Map<number, QueuedSubscription>();
+  for (let slot = 0, place = 0; slot < slots; slot += 1) {
+    const subscription = subscriptions.get(slot);
+    if (subscription !== undefined) atServer.set(place, subscription);
+    if (!answered.has(slot)) place += 1;
+  }
+  session.inFlight += 1;
+  session.lane!.sendTransaction(new TransactionReply(session, exchange, atServer), request.bytes);
 }
 
 /** EXEC of a transaction that must fail although the KV store would execute it. */

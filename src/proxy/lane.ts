@@ -11,6 +11,7 @@
  *   glanced `count` replies of one receiver: nulls and errors go to who asked for them, others on as they come
  *   whole   one reply that its owner looks into, collected
  *   local   no reply: something the session answers itself when its turn has come
+ *   members one reply to EXEC whose members its owner takes one by one, for only it can tell them from messages
  *   confirm confirmations of SUBSCRIBE and its kin, until their task has all
  * Pushes (RESP3 `>`, or messages in RESP2 once the connection is subscribed) are owed to nobody; on a dedicated lane
  * they go to its owner, on a shared lane there are none. One that stands in the middle of a reply (see the reply scanner)
@@ -40,6 +41,14 @@ export interface OwedReply {
   reply(frame: Buffer): void;
   /** `clientId`: of the connection that broke, as the KV store knows it. */
   lost(cause: HoldfastError, clientId?: number): void;
+}
+
+/** An EXEC in whose reply confirmations and messages stand. An error or a null comes as `reply` alone. */
+export interface OwedTransaction extends OwedReply {
+  /** The reply's header: how many members there are, at least one. */
+  begin(count: number): void;
+  /** Each frame behind it. Gives whether it was the last; then `reply` follows. Throws where none can be. */
+  member(frame: Buffer): boolean;
 }
 
 /** A SUBSCRIBE or its kin. What the server says decides how many confirmations there are. */
@@ -79,6 +88,7 @@ const WHOLE = 1;
 const LOCAL = 2;
 const CONFIRM = 3;
 const GLANCED = 4;
+const MEMBERS = 5;
 
 const BETWEEN = 0;
 const IN_PLAIN = 1;
@@ -89,6 +99,7 @@ const IN_CONFIRM = 4;
 const IN_LIFTED = 5;
 /** What the server sends here is nothing that it may. */
 const UNEXPECTED = 6;
+const IN_MEMBERS = 7;
 
 const PUSH = 62;
 const ARRAY = 42;
@@ -212,6 +223,12 @@ export class Lane {
     this.append(request, 0, request.length);
   }
 
+  /** An EXEC whose reply is taken member by member. */
+  sendTransaction(task: OwedTransaction, request: Buffer): void {
+    this.owe(MEMBERS, undefined, task, 1);
+    this.append(request, 0, request.length);
+  }
+
   /** A SUBSCRIBE or its kin, which is answered by confirmations, or by one error. */
   sendConfirmed(confirmations: OwedConfirmations, request: Buffer): void {
     this.owe(CONFIRM, undefined, undefined, 1);
@@ -281,6 +298,11 @@ export class Lane {
         if (this.mode === UNEXPECTED) {
           this.close(new HoldfastError('KVDOWN', 'the KV store sent a reply where only a confirmation can be'));
           return;
+        }
+        if (this.mode === IN_MEMBERS) {
+          // The header, which nextMode has seen whole.
+          at = buffer.indexOf(13, at) + 2;
+          continue;
         }
       }
       if (this.mode === IN_PLAIN) at = this.readPlain(buffer, at, length);
@@ -427,6 +449,7 @@ export class Lane {
     const { owner } = this;
     if (mode === IN_PUSH) owner?.push(frame);
     else if (mode === IN_CONFIRM) this.takeConfirmation(frame);
+    else if (mode === IN_MEMBERS) this.takeMember(frame);
     else this.takeReply(frame);
     if (this.lifted.length > 0) this.passLifted(owner);
     return at;
@@ -471,6 +494,22 @@ export class Lane {
     this.runReached();
   }
 
+  private takeMember(frame: Buffer): void {
+    const task = this.tasks[this.head] as OwedTransaction;
+    try {
+      if (!task.member(frame)) {
+        this.mode = IN_MEMBERS;
+        return;
+      }
+    } catch (thrown) {
+      this.close(thrown instanceof HoldfastError ? thrown : new HoldfastError('KVDOWN', String(thrown)));
+      return;
+    }
+    this.pop();
+    task.reply(NOTHING);
+    this.runReached();
+  }
+
   private takeReply(frame: Buffer): void {
     const glances = this.glances[this.head];
     if (glances !== undefined) {
@@ -502,6 +541,15 @@ export class Lane {
       return type === BULK && at + 1 >= length ? BETWEEN : IN_WHOLE;
     }
     if (kind === WHOLE) return IN_WHOLE;
+    if (kind === MEMBERS) {
+      if (type !== ARRAY) return IN_WHOLE;
+      const headerEnd = buffer.indexOf(13, at);
+      if (headerEnd < 0 || headerEnd + 1 >= length) return BETWEEN;
+      const count = Number(buffer.toString('latin1', at + 1, headerEnd));
+      if (!(count > 0)) return IN_WHOLE;
+      (this.tasks[this.head] as OwedTransaction).begin(count);
+      return IN_MEMBERS;
+    }
     if (kind === CONFIRM) return type === MINUS ? IN_CONFIRM : UNEXPECTED;
     // Nothing is owed. A server that is about to close says why in an error; pass that to the owner as a push.
     return IN_PUSH;

@@ -21,12 +21,18 @@ export interface ExchangeHost {
   readonly leaving: boolean;
   readonly view: SessionView;
   readonly output: SessionOutput;
+  /** CLIENT REPLY was executed in a transaction. */
+  setReplyMode(mode: ReplyMode): void;
   readonly log: Logger;
   /** A reply of a lane has come, or will never come. */
   replyDone(): void;
   resend(args: readonly Buffer[]): Promise<Buffer>;
   run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer>;
 }
+
+export type ReplyMode = 'on' | 'off' | 'skip';
+
+const NOTHING = Buffer.alloc(0);
 
 type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
 type Recover = (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>;
@@ -44,6 +50,8 @@ export class PendingExchange implements Exchange, OwedReply {
   silent = false;
   /** Position in EXEC's reply; -1 outside a transaction. */
   slot = -1;
+  /** A queued CLIENT REPLY: which replies of EXEC's are left out from here on. */
+  replyMode: ReplyMode | undefined;
   /** Takes the reply in place of the client: of a command that an interceptor runs. */
   collect: ((reply: Buffer) => void) | undefined;
 
@@ -137,6 +145,13 @@ export class PendingExchange implements Exchange, OwedReply {
     this.host.replyDone();
   }
 
+  /** EXEC's reply, as the parts that its members are. */
+  replyMembers(parts: readonly Buffer[]): void {
+    const members = this.transformParts(parts);
+    this.settle(members instanceof Promise ? members.then((reply) => this.chain(reply)) : this.chain(members));
+    this.host.replyDone();
+  }
+
   lost(cause: HoldfastError, clientId?: number): void {
     for (const member of this.transaction) member.discard();
     if (this.host.leaving || this.queued) this.discard();
@@ -196,7 +211,11 @@ export class PendingExchange implements Exchange, OwedReply {
       for (const member of this.transaction) member.discard();
       return frame;
     }
-    const parts: (Buffer | Promise<Buffer>)[] = reply.items.map((item) => item.raw);
+    return this.transformParts(reply.items.map((item) => item.raw));
+  }
+
+  private transformParts(frames: readonly Buffer[]): Buffer | Promise<Buffer> {
+    const parts: (Buffer | Promise<Buffer>)[] = [...frames];
     for (const member of this.transaction) {
       if (member.slot < 0) continue;
       if (member.answer !== undefined)
@@ -207,11 +226,26 @@ export class PendingExchange implements Exchange, OwedReply {
         );
       else parts[member.slot] = guard(() => member.transform(parts[member.slot] as Buffer));
     }
+    this.leaveOutSilent(parts);
     if (!parts.some((part) => part instanceof Promise)) return aggregate('*', parts as Buffer[]);
     const settled = parts.map((part) =>
       part instanceof Promise ? part.catch((thrown) => this.failure(thrown)) : part,
     );
     return Promise.all(settled).then((all) => aggregate('*', all));
+  }
+
+  /** As servers do it, to the byte: the header counts what CLIENT REPLY leaves out. */
+  private leaveOutSilent(parts: (Buffer | Promise<Buffer>)[]): void {
+    const modes = new Map(this.transaction.map((member) => [member.slot, member.replyMode]));
+    let silent = false;
+    for (let slot = 0; slot < parts.length; slot += 1) {
+      const mode = modes.get(slot);
+      if (mode !== undefined) {
+        this.host.setReplyMode(mode);
+        silent = mode === 'off' || (silent && mode === 'skip');
+      }
+      if (silent || mode === 'skip') parts[slot] = NOTHING;
+    }
   }
 
   private settle(reply: Buffer | Promise<Buffer>): void {

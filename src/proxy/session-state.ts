@@ -73,10 +73,18 @@ export const Pin = {
 export const LOST_TEXT =
   'the connection to the KV store was lost before the reply; the command may or may not have run';
 
+/** SUBSCRIBE or its kin, queued. */
+export interface QueuedSubscription {
+  readonly command: string;
+  readonly names: readonly Buffer[];
+}
+
 export interface Transaction {
   /** Commands queued so far. */
   slots: number;
   readonly members: PendingExchange[];
+  /** By slot. */
+  readonly subscriptions: Map<number, QueuedSubscription>;
   /** Why EXEC must fail: Holdfast refused a command, the connection was lost, or a watch cannot be trusted. */
   broken: 'refused' | 'lost' | 'watch' | undefined;
 }

@@ -26,7 +26,7 @@ import type { SessionIdentity } from './identity.ts';
 import type { KnownInfo } from './known-users.ts';
 import type { Lane, LaneOwner, OwedReply, ReplyReceiver } from './lane.ts';
 import type { LaneSet } from './lane-set.ts';
-import type { ExchangeHost } from './pending-exchange.ts';
+import type { ExchangeHost, ReplyMode } from './pending-exchange.ts';
 import { planFor, SessionInput } from './session-input.ts';
 import { attachDedicated, leaveDedicated, resendOn, runOnLane } from './session-lanes.ts';
 import { SessionOutput } from './session-output.ts';
@@ -67,7 +67,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   credentials: Credentials | undefined;
   database = 0;
   protocol: Protocol = 2;
-  replyMode: 'on' | 'off' | 'skip' = 'on';
+  replyMode: ReplyMode = 'on';
   /** Holdfast's ID of the client that this one's invalidations go to; 0 for none. */
   redirectsTo = 0;
   lastCommand = '';
@@ -411,6 +411,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.context.counters.protocolErrors += 1;
     this.log.debug({ client: this.id, text }, 'protocol error');
     this.endWith(this.replyMode === 'on' ? encode.errorOfBytes(`ERR ${text}`) : undefined);
+  }
+
+  setReplyMode(mode: ReplyMode): void {
+    if (mode !== 'skip' || this.replyMode !== 'off') this.replyMode = mode;
   }
 
   /** CLIENT REPLY SKIP: the reply of the next command is not written. */
