@@ -8,6 +8,7 @@ export interface Load {
   readonly clients: number;
   readonly pipeline: number;
   readonly dataBytes: number;
+  readonly login?: { readonly user: string; readonly password: string };
 }
 
 export interface Measurement {
@@ -61,6 +62,7 @@ export async function measure(
   options: { measuredPid?: number | undefined; cores?: string | undefined; timeoutMs: number },
 ): Promise<Measurement> {
   const args = ['-h', '127.0.0.1', '-p', String(port), '--csv', '-n', String(requests), '-r', String(KEYS)];
+  if (load.login !== undefined) args.push('--user', load.login.user, '-a', load.login.password);
   args.push('-c', String(load.clients), '-P', String(load.pipeline), '-d', String(load.dataBytes), ...load.command);
   const [file, all] =
     options.cores === undefined

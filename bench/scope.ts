@@ -1,0 +1,121 @@
+/**
+ * What a scope costs: `npm run bench -- scope`. The same load through one Holdfast without a scope and in one, in pairs that
+ * take turns in going first, so that what the machine does meanwhile strikes both. Figures are medians of the pairs' ratios.
+ */
+import { createHash } from 'node:crypto';
+import { parseArgs } from 'node:util';
+import { connectRaw } from '../test/support/raw-client.ts';
+import { median } from './bench.ts';
+import { startLedgerDatabases } from './ledger-databases.ts';
+import { type Load, type Measurement, measure } from './load.ts';
+import { type KvBinary, startHoldfast, startKv } from './processes.ts';
+
+/** One call, as in a lock; and a script as queues have them: keys built inside, several types, a table of replies. */
+const ONE_CALL = "return redis.call('GET',KEYS[1])";
+const MANY_CALLS = [
+  "local job=KEYS[1]..':'..ARGV[1]",
+  "redis.call('HSET',job,'name',ARGV[2],'attempts',1)",
+  "redis.call('LPUSH',KEYS[1],ARGV[1])",
+  "redis.call('LTRIM',KEYS[1],0,9)",
+  "redis.call('SET',job..':lock',ARGV[2],'PX',30000)",
+  "return {redis.call('HGETALL',job),redis.call('LLEN',KEYS[1]),redis.call('GET',job..':lock')}",
+].join('\n');
+
+const LOGIN = { user: 'tenant', password: 'tenant' };
+const CLIENTS = 50;
+const CALIBRATION_REQUESTS = 3000;
+const TIMEOUT_MS = 60_000;
+
+interface ScopeCase {
+  readonly name: string;
+  /** The ratio that is promised. */
+  readonly least: number;
+  readonly pipeline: number;
+  readonly command: readonly string[];
+}
+
+function cases(shas: ReadonlyMap<string, string>): ScopeCase[] {
+  const at = (pipeline: number): ScopeCase[] => [
+    { name: `SET P${pipeline}`, least: 0.8, pipeline, command: ['SET', 'key:__rand_int__', '__data__'] },
+    { name: `GET P${pipeline}`, least: 0.8, pipeline, command: ['GET', 'key:__rand_int__'] },
+    {
+      name: `script, one call P${pipeline}`,
+      least: 0.7,
+      pipeline,
+      command: ['EVALSHA', shas.get(ONE_CALL)!, '1', 'key:__rand_int__'],
+    },
+    {
+      name: `script, seven calls P${pipeline}`,
+      least: 0.7,
+      pipeline,
+      command: ['EVALSHA', shas.get(MANY_CALLS)!, '1', 'queue:__rand_int__', '__rand_int__', '__data__'],
+    },
+  ];
+  return [...at(1), ...at(16)];
+}
+
+export async function runScopeBench(argv: readonly string[]): Promise<void> {
+  const { values } = parseArgs({
+    args: [...argv],
+    options: {
+      rounds: { type: 'string', default: '9' },
+      seconds: { type: 'string', default: '0.6' },
+      server: { type: 'string', default: 'redis-server' },
+      case: { type: 'string' },
+    },
+  });
+  const running: { stop(): Promise<void> }[] = [];
+  try {
+    const ledger = await startLedgerDatabases();
+    running.push(ledger);
+    const kv = await startKv(values.server as KvBinary);
+    running.push(kv);
+    const password = `sha256:${createHash('sha256').update(LOGIN.password).digest('hex')}`;
+    const holdfast = await startHoldfast({
+      kvUrl: `redis://127.0.0.1:${kv.port}`,
+      databaseUrl: await ledger.create(),
+      settings: { users: { [LOGIN.user]: { password, scope: 'v1/organisation/fleet/7/' } } },
+    });
+    running.push(holdfast);
+    const shas = new Map<string, string>();
+    for (const login of [undefined, LOGIN]) {
+      const client = await connectRaw(holdfast.port);
+      if (login !== undefined) await client.send('AUTH', login.user, login.password);
+      for (const script of [ONE_CALL, MANY_CALLS]) {
+        shas.set(script, (await client.send('SCRIPT', 'LOAD', script)).bytes.toString());
+      }
+      await client.close();
+    }
+    const rounds = Number(values.rounds);
+    for (const each of cases(shas).filter(({ name }) => values.case === undefined || name.startsWith(values.case))) {
+      const load: Load = { clients: CLIENTS, dataBytes: 3, ...each };
+      const run = (scoped: boolean, requests: number): Promise<Measurement> =>
+        measure(holdfast.port, scoped ? { ...load, login: LOGIN } : load, requests, {
+          measuredPid: holdfast.pid,
+          timeoutMs: TIMEOUT_MS,
+        });
+      await run(true, CALIBRATION_REQUESTS);
+      const first = await run(false, CALIBRATION_REQUESTS);
+      const requests = Math.max(CALIBRATION_REQUESTS, Math.round(first.requestsPerSecond * Number(values.seconds)));
+      const pairs: { bare: Measurement; scoped: Measurement }[] = [];
+      for (let round = 0; round < rounds; round += 1) {
+        if (round % 2 === 0) {
+          const bare = await run(false, requests);
+          pairs.push({ bare, scoped: await run(true, requests) });
+        } else {
+          const scoped = await run(true, requests);
+          pairs.push({ bare: await run(false, requests), scoped });
+        }
+      }
+      const ratio = median(pairs.map(({ bare, scoped }) => scoped.requestsPerSecond / bare.requestsPerSecond));
+      const rate = (pick: 'bare' | 'scoped') => Math.round(median(pairs.map((pair) => pair[pick].requestsPerSecond)));
+      const cpu = (pick: 'bare' | 'scoped') => median(pairs.map((pair) => pair[pick].cpuMicrosPerRequest!)).toFixed(1);
+      process.stdout.write(
+        `${each.name.padEnd(24)} ${ratio.toFixed(2)} (promised ${each.least})  ${rate('bare')}/s bare, ${rate('scoped')}/s scoped, ` +
+          `Holdfast ${cpu('bare')} and ${cpu('scoped')} µs CPU a request\n`,
+      );
+    }
+  } finally {
+    for (const each of running.reverse()) await each.stop();
+  }
+}
