@@ -61,15 +61,26 @@ const SAFE_GLOBALS =
   );
 
 /** More names than this are looked up in a table instead of being compared one by one. */
-const COMPARED_NAMES_MAX = 4;
+const COMPARED_NAMES_MAX = 12;
 export const REFUSED_IN_SCRIPTS = 'is not available to scripts in a scope';
 
 /**
  * Carries out what is not one simple command: finds the keys as find-names.ts does, calls, makes the reply logical.
  * `$P` is the prefix, `$p` the real `redis.pcall`, `$t` is `type`, `$S` the set of shared keys.
+ *
+ * With the real `redis` (`$r`), which no script can name, in place of a command it raises what a call gave as an error,
+ * with the line that the script called from: one function, since each costs something in every run. The server writes
+ * source and line of whoever raises into the error; here they are kept from being written. Line 0 stands for a call in
+ * tail position (`return redis.call(…)`), which leaves no line behind.
  */
 const GENERAL = `
 local function $g(c,k,...)
+ if c==$r then
+  local _,w=pcall(error,'',4)
+  error(setmetatable({err=k.err},{
+   __index={source='@CHUNK',line=tonumber(string.match(w,':(%d+):')) or 0,ignore_error_stats_update=k.ignore_error_stats_update},
+   __newindex=function() end}))
+ end
  local a,n={c,k,...},2+select('#',...)
  if n==2 and k==nil then n=1 end
  if $t(c)~='string' then return $p(unpack(a,1,n)) end
@@ -221,19 +232,6 @@ local function $g(c,k,...)
  return {ok='OK'}
 end`;
 
-/**
- * Raises what a call gave as an error, with the line that the script called from. The server writes source and line of
- * whoever raises into the error; here they are kept from being written. Line 0 stands for a call in tail position
- * (`return redis.call(…)`), which leaves no line behind.
- */
-const RAISE = `
-local function $x(r)
- local _,w=pcall(error,'',4)
- error(setmetatable({err=r.err},{
-  __index={source='@CHUNK',line=tonumber(string.match(w,':(%d+):')) or 0,ignore_error_stats_update=r.ignore_error_stats_update},
-  __newindex=function() end}))
-end`;
-
 function oneLine(lua: string): string {
   return lua.replace(/\s*\n\s*/g, ' ').trim();
 }
@@ -272,8 +270,8 @@ function hiding(source: string, { unknownGlobals }: WrapperShape): string[] {
   ];
 }
 
-/** Definitions of `$c` (call) and `$q` (pcall); they use `$P`, `$S` and the functions above. */
-function callFunctions(source: string, shared: boolean): string {
+/** Definitions of `$c` (call) and, where it is wanted, `$q` (pcall); they use `$P`, `$S` and the function above. */
+function callFunctions(source: string, shared: boolean, pcall: boolean): string {
   const names = namedCommands(source);
   const table = names.length > COMPARED_NAMES_MAX ? `local $f={${names.map((name) => `['${name}']=1`).join(',')}}` : '';
   const simple = `if ${isNamed(names)} and $t(k)=='string' then`;
@@ -282,10 +280,10 @@ function callFunctions(source: string, shared: boolean): string {
     local function $c(c,k,...)
      local r
      ${simple} r=$p(c,${physical},...) else r=$g(c,k,...) end
-     if $t(r)=='table' and r.err then $x(r) end
+     if $t(r)=='table' and r.err then $g($r,r) end
      return r
     end
-    local function $q(c,k,...) ${simple} return $p(c,${physical},...) end return $g(c,k,...) end`);
+    ${pcall ? `local function $q(c,k,...) ${simple} return $p(c,${physical},...) end return $g(c,k,...) end` : ''}`);
 }
 
 /** Lua that takes the prefix from the end of `args` (and the shared keys: their number before it, and before that they). */
@@ -304,11 +302,10 @@ function bareKeys(keys: string, shared: boolean): string {
 }
 
 /** The functions by which a script or library speaks to the server. */
-function callers(source: string, chunk: string, { shared }: WrapperShape): string[] {
+function callers(source: string, chunk: string, { shared }: WrapperShape, pcall: boolean): string[] {
   return [
-    oneLine(shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub')),
-    oneLine(RAISE.replace('CHUNK', chunk)),
-    callFunctions(source, shared),
+    oneLine((shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub')).replace('CHUNK', chunk)),
+    callFunctions(source, shared, pcall),
   ];
 }
 
@@ -326,12 +323,13 @@ function assemble(header: readonly string[], body: string, nested: boolean): str
 export function wrapScript(body: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
   const fields = mentionedFields(body).map((field) => `${field}=$r.${field}`);
-  const api = ['call=$c', ...(body.includes('pcall') ? ['pcall=$q'] : []), ...fields];
+  const pcall = body.includes('pcall');
+  const api = ['call=$c', ...(pcall ? ['pcall=$q'] : []), ...fields];
   const header = [
     `local $t,$p,$r,$m,$P${shared ? ',$S' : ''}=type,redis.pcall,redis,getmetatable`,
     takePrefix('ARGV', shared),
     ...(body.includes('KEYS') || body.includes('_G') ? [`do ${bareKeys('KEYS', shared)} end`] : []),
-    ...callers(body, 'user_script', shape),
+    ...callers(body, 'user_script', shape, pcall),
     `local redis={${api.join(',')}}`,
     // Where the server has no such global, the script finds nil instead of an error.
     ...(body.includes('server') || body.includes('_G') ? ["local server=rawget(_G,'server') and redis"] : []),
@@ -367,7 +365,7 @@ export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShap
        return $r.register_function({
         function_name='${namePrefix}'..a.function_name,callback=$w(a.callback),flags=a.flags,description=a.description})
       end`),
-    ...callers(body, 'user_function', shape),
+    ...callers(body, 'user_function', shape, true),
     'local redis=$a redis.call,redis.pcall,redis.register_function,redis.log=$c,$q,$d,$r.log',
     ...LOG_LEVELS.map((level) => `redis.${level}=$r.${level}`),
     'local server,_G=redis',
