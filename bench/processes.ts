@@ -212,6 +212,8 @@ export interface HoldfastLaunch {
   databaseUrl?: string;
   pooling?: 'transaction' | 'session';
   streams?: readonly string[];
+  /** Besides its own, as they stand in the configuration. */
+  listeners?: readonly { readonly address: string; readonly scope?: string }[];
   /** Further top-level settings, written into the configuration file as they are. */
   settings?: Readonly<Record<string, unknown>>;
   nodeArgs?: readonly string[];
@@ -240,7 +242,7 @@ export async function startHoldfast(options: HoldfastLaunch): Promise<RunningPro
   writeFileSync(
     file,
     JSON.stringify({
-      listen: `127.0.0.1:${port}`,
+      listen: [`127.0.0.1:${port}`, ...(options.listeners ?? [])],
       http: `127.0.0.1:${httpPort}`,
       kv: { url: options.kvUrl },
       pooling: options.pooling ?? 'transaction',

@@ -56,7 +56,7 @@ export interface SuiteOptions extends SuiteTarget {
   readonly onUnit?: (result: UnitResult) => void;
 }
 
-const SERVER_ARGS = [
+export const SERVER_ARGS = [
   '--enable-protected-configs',
   'yes',
   '--enable-debug-command',
@@ -147,6 +147,31 @@ function runSuite(directory: string, args: readonly string[], timeoutSeconds: nu
   });
 }
 
+export interface RunSettings {
+  readonly unit: string;
+  readonly tags: string;
+  readonly unitTimeoutSeconds: number;
+  readonly variant?: Variant;
+}
+
+/** Runs one unit in a prepared directory, against what listens there. */
+export async function runSuiteUnit(
+  directory: string,
+  front: { readonly host: string; readonly port: number },
+  basePort: number,
+  { unit, tags, unitTimeoutSeconds, variant }: RunSettings,
+): Promise<UnitResult> {
+  const startedAt = performance.now();
+  const args = ['--host', front.host, '--port', String(front.port), '--baseport', String(basePort)];
+  args.push('--tags', tags, '--durable', '--single', unit);
+  if (variant === 'singledb') args.push('--singledb');
+  const run = await runSuite(directory, args, unitTimeoutSeconds);
+  const seconds = Math.round((performance.now() - startedAt) / 100) / 10;
+  const result = { unit, seconds, tests: parseSuiteOutput(run.output) };
+  if (!run.timedOut && /The End/.test(run.output)) return { ...result, outcome: 'done' };
+  return { ...result, outcome: run.timedOut ? 'timeout' : 'died', tail: run.output.slice(-TAIL_CHARACTERS) };
+}
+
 async function runUnit(unit: string, directory: string, basePort: number, options: SuiteOptions): Promise<UnitResult> {
   const processes: RunningProcess[] = [];
   const startedAt = performance.now();
@@ -165,20 +190,15 @@ async function runUnit(unit: string, directory: string, basePort: number, option
         }),
       );
     }
-    const front = processes[0]!;
-    const args = ['--host', front.host, '--port', String(front.port), '--baseport', String(basePort)];
-    args.push('--tags', options.tags, '--durable', '--single', unit);
-    if (options.variant === 'singledb') args.push('--singledb');
-    const run = await runSuite(directory, args, options.unitTimeoutSeconds);
-    const done = !run.timedOut && /The End/.test(run.output);
+    const result = await runSuiteUnit(directory, processes[0]!, basePort, { ...options, unit });
     const ended = processes.filter((each) => !each.running());
     const seconds = Math.round((performance.now() - startedAt) / 100) / 10;
-    const result = { unit, seconds, tests: parseSuiteOutput(run.output) };
-    if (done && ended.length === 0) return { ...result, outcome: 'done' };
-    const tails = [run.output.slice(-TAIL_CHARACTERS), ...ended.map((each) => `${each.name} ended:\n${each.output()}`)];
+    if (ended.length === 0) return { ...result, seconds };
+    const tails = [result.tail ?? '', ...ended.map((each) => `${each.name} ended:\n${each.output()}`)];
     return {
       ...result,
-      outcome: run.timedOut ? 'timeout' : 'died',
+      seconds,
+      outcome: result.outcome === 'done' ? 'died' : result.outcome,
       tail: tails.join('\n').slice(-2 * TAIL_CHARACTERS),
     };
   } finally {

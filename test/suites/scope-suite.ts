@@ -1,0 +1,231 @@
+/**
+ * `npm run test:scope-suite`: the official tests of Redis 7.0.15 inside scopes. Two tenants run each unit at the same time
+ * on one server; what passes directly must pass for both, but for what scopes change on purpose, and afterwards every key
+ * on the server must lie under one of the two prefixes.
+ *
+ *   unit ─▶ server ─▶ Holdfast ─▶ a listener for each scope ─▶ runtest, twice at once
+ *
+ * What the suite does as the operator of its server (CONFIG, some of DEBUG) goes to the server itself.
+ * Exit code 0: nothing else differs. 1: something does. 2: the suite could not be run.
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { startLedgerDatabases } from '../../bench/ledger-databases.ts';
+import {
+  type KvBinary,
+  type RunningProcess,
+  startHoldfast,
+  startKv,
+  temporaryDirectory,
+} from '../../bench/processes.ts';
+import { freePort } from '../../src/embedded/free-port.ts';
+import { replyValue } from '../../src/resp/reply.ts';
+import { connectRaw } from '../support/raw-client.ts';
+import { type Difference, differences } from './compare.ts';
+import { obtainRedisSources, prepareRunDirectory, type RedisSources } from './redis-sources.ts';
+import { type RunSettings, runSuiteUnit, runUnits, SERVER_ARGS, type UnitResult } from './suite-run.ts';
+
+const USAGE = `usage: npm run test:scope-suite -- [options]
+  --short             three units, one server
+  --server LIST       redis-server,valkey-server (default: both)
+  --units LIST        units such as unit/multi (default: those that make sense for a tenant)
+  --unit-timeout S    a unit that takes longer is stopped (default: 300)
+  --details           what the suite says of each difference that has a reason, too
+`;
+
+/** Data types, keyspace, transactions, scripts and messages; not what operates, replicates or persists a server. */
+const TENANT_UNITS = [
+  'unit/keyspace',
+  'unit/scan',
+  'unit/expire',
+  'unit/type/incr',
+  'unit/type/string',
+  'unit/type/hash',
+  'unit/type/list',
+  'unit/type/set',
+  'unit/type/zset',
+  'unit/type/stream',
+  'unit/type/stream-cgroups',
+  'unit/sort',
+  'unit/multi',
+  'unit/scripting',
+  'unit/functions',
+  'unit/pubsub',
+  'unit/pubsubshard',
+  'unit/bitops',
+  'unit/bitfield',
+  'unit/geo',
+  'unit/hyperloglog',
+  'unit/dump',
+  'unit/tracking',
+  'unit/protocol',
+];
+const SHORT_UNITS = ['unit/type/incr', 'unit/sort', 'unit/hyperloglog'];
+const PREFIXES = ['tenant-one:', 'tenant-two:'];
+
+/** What scopes change on purpose, by what the suite says of the failure. */
+const REASONS: readonly (readonly [detail: RegExp, reason: string])[] = [
+  [/NOPERM .*cannot be used in a scope/, 'a command for operators, refused in a scope'],
+  [/NOPERM .*is not available to scripts in a scope/, 'a command for operators, refused to scripts in a scope'],
+  [/NOPERM only DEBUG OBJECT/, 'DEBUG is for operators'],
+  [/inside MULTI is not possible/, 'has no place inside MULTI through Holdfast or in a scope'],
+  [
+    /ERR no such key|can't read|key "?(db\d|calls|expired|keyspace|tracking_total)/,
+    'INFO in a scope has no figures of the whole server',
+  ],
+];
+
+function reasonOf(difference: Difference): string | undefined {
+  return REASONS.find(([detail]) => detail.test(difference.detail))?.[1];
+}
+
+/** Sends what the suite does as an operator past the scope. */
+function letOperate(directory: string, port: number): void {
+  const client = join(directory, 'tests', 'support', 'redis.tcl');
+  const text = readFileSync(client, 'utf8');
+  const anchor = 'proc ::redis::__dispatch__ {id method args} {\n';
+  if (!text.includes(anchor)) throw new Error('redis.tcl is not the one that this change was written for');
+  const operator = `    set operates [expr {$method eq {config} || ($method eq {debug} && [lindex $args 0] in {set-active-expire SET-ACTIVE-EXPIRE quicklist-packed-threshold reload sleep})}]
+    if {$operates && !$::redis::deferred($id) && (![info exists ::redis::operatorid] || $id ne $::redis::operatorid)} {
+        if {![info exists ::redis::operator]} {
+            set ::redis::operator [redis 127.0.0.1 ${port}]
+            regexp {[0-9]+$} $::redis::operator ::redis::operatorid
+        }
+        return [$::redis::operator $method {*}$args]
+    }
+`;
+  writeFileSync(
+    client,
+    text.replace(anchor, () => anchor + operator),
+  );
+}
+
+interface UnitReport {
+  readonly tenants: readonly UnitResult[];
+  readonly keysOutside: readonly string[];
+}
+
+async function runScoped(
+  sources: RedisSources,
+  settings: RunSettings & { readonly server: KvBinary },
+  createDatabase: () => Promise<string>,
+): Promise<UnitReport> {
+  const processes: RunningProcess[] = [];
+  try {
+    const kv = await startKv(settings.server, SERVER_ARGS);
+    processes.push(kv);
+    const listeners = [];
+    for (const scope of PREFIXES) listeners.push({ port: await freePort(), scope });
+    processes.unshift(
+      await startHoldfast({
+        kvUrl: `redis://127.0.0.1:${kv.port}`,
+        databaseUrl: await createDatabase(),
+        listeners: listeners.map(({ port, scope }) => ({ address: `127.0.0.1:${port}`, scope })),
+      }),
+    );
+    const tenants = await Promise.all(
+      listeners.map(({ port }, slot) => {
+        const directory = temporaryDirectory('scope-suite');
+        prepareRunDirectory(sources, directory, false);
+        letOperate(directory, kv.port);
+        return runSuiteUnit(
+          directory,
+          { host: '127.0.0.1', port },
+          11_000 + slot * 64 + (process.pid % 90) * 200,
+          settings,
+        );
+      }),
+    );
+    const direct = await connectRaw(kv.port);
+    const keysOutside: string[] = [];
+    for (let database = 0; database < 16; database += 1) {
+      await direct.send('SELECT', String(database));
+      const keys = replyValue(await direct.send('KEYS', '*')) as string[];
+      const outside = keys.filter(
+        (key) => !key.startsWith('holdfast:epoch') && !PREFIXES.some((prefix) => key.startsWith(prefix)),
+      );
+      keysOutside.push(...outside.map((key) => `${database}: ${key}`));
+    }
+    await direct.close();
+    return { tenants, keysOutside };
+  } finally {
+    for (const each of processes) await each.stop();
+  }
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      short: { type: 'boolean', default: false },
+      server: { type: 'string' },
+      units: { type: 'string' },
+      'unit-timeout': { type: 'string', default: '300' },
+      details: { type: 'boolean', default: false },
+      help: { type: 'boolean', default: false },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
+  const say = (line: string): void => void process.stdout.write(`${line}\n`);
+  const sources = obtainRedisSources();
+  const servers = (values.server ?? (values.short ? 'redis-server' : 'redis-server,valkey-server')).split(',');
+  const units = values.units?.split(',') ?? (values.short ? SHORT_UNITS : TENANT_UNITS);
+  const ledger = await startLedgerDatabases();
+  const total = { ok: 0, explained: 0, unexplained: 0, keysOutside: 0 };
+  const reasons = new Map<string, number>();
+  try {
+    for (const server of servers as KvBinary[]) {
+      for (const unit of units) {
+        const settings = { server, unit, tags: '-slow', unitTimeoutSeconds: Number(values['unit-timeout']) };
+        const direct = await runUnits(sources, {
+          ...settings,
+          variant: 'resp2',
+          target: 'direct',
+          units: [unit],
+          jobs: 1,
+        });
+        const { tenants, keysOutside } = await runScoped(sources, settings, () => ledger.create());
+        total.keysOutside += keysOutside.length;
+        for (const key of keysOutside) say(`  a key outside the scopes in database ${key}`);
+        for (const [at, result] of tenants.entries()) {
+          const found = differences(direct, [result], []);
+          const unexplained = found.filter((difference) => reasonOf(difference) === undefined);
+          const ok = result.tests.filter((test) => test.status === 'ok').length;
+          total.ok += ok;
+          total.explained += found.length - unexplained.length;
+          total.unexplained += unexplained.length;
+          say(
+            `${server} ${unit} ${PREFIXES[at]} ${result.outcome}, ${ok} ok, ${found.length} differ (${result.seconds} s)`,
+          );
+          for (const difference of found) {
+            const reason = reasonOf(difference);
+            if (reason !== undefined) reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
+            if (reason !== undefined && !values.details) continue;
+            say(`  ${difference.kind}: ${difference.test}${reason === undefined ? '' : ` (${reason})`}`);
+            say(difference.detail.slice(0, 400).replace(/^/gm, '      '));
+          }
+          if (result.tail !== undefined) say(result.tail.slice(-800).replace(/^/gm, '      '));
+        }
+      }
+    }
+  } finally {
+    await ledger.stop();
+  }
+  for (const [reason, count] of reasons) say(`${count} differ because: ${reason}`);
+  say(
+    `${total.ok} passed in two scopes at once, ${total.explained} differ for a reason, ${total.unexplained} without one, ` +
+      `${total.keysOutside} keys outside the scopes`,
+  );
+  return total.unexplained + total.keysOutside === 0 ? 0 : 1;
+}
+
+main().then(
+  (code) => process.exit(code),
+  (error: unknown) => {
+    process.stderr.write(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+    process.exit(2);
+  },
+);
