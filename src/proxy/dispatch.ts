@@ -17,10 +17,11 @@ import {
   sendExchange,
   sendSticky,
 } from './forward.ts';
+import { resetSession } from './login.ts';
 import type { PendingExchange, ReplyMode } from './pending-exchange.ts';
 import { Request } from './request.ts';
 import type { Session } from './session.ts';
-import { answerSessionCommand, queuedSessionCommand, resetSession } from './session-commands.ts';
+import { answerSessionCommand, queuedSessionCommand } from './session-commands.ts';
 import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from './session-state.ts';
 import { sendSubscription } from './subscribe.ts';
 import { TransactionReply } from './transaction-reply.ts';

@@ -24,50 +24,15 @@ import type { Socket } from 'node:net';
 import { HoldfastError } from '../errors.ts';
 import { ReplyScanner } from '../resp/reply-scanner.ts';
 import type { ReadBuffer } from './byte-source.ts';
-
-/** Where the bytes of plain replies go. */
-export interface ReplyReceiver {
-  /** Replies or a part of one. `readBuffer` is given where a view of the bytes may be retained instead of copied. */
-  deliver(buffer: Buffer, start: number, end: number, readBuffer: ReadBuffer | undefined): void;
-  /** `count` plain replies are complete. */
-  repliesDone(count: number): void;
-  /** `count` plain replies will not come; `partial` when a part of the first was delivered already. */
-  repliesLost(count: number, partial: boolean, cause: HoldfastError): void;
-}
-
-/** Somebody who waits for one whole reply, or for their turn. */
-export interface OwedReply {
-  /** The whole reply; an empty buffer for a `local` entry. */
-  reply(frame: Buffer): void;
-  /** `clientId`: of the connection that broke, as the KV store knows it. */
-  lost(cause: HoldfastError, clientId?: number): void;
-}
-
-/** An EXEC in whose reply confirmations and messages stand. An error or a null comes as `reply` alone. */
-export interface OwedTransaction extends OwedReply {
-  /** The reply's header: how many members there are, at least one. */
-  begin(count: number): void;
-  /** Each frame behind it. Gives whether it was the last; then `reply` follows. Throws where none can be. */
-  member(frame: Buffer): boolean;
-}
-
-/** A SUBSCRIBE or its kin. What the server says decides how many confirmations there are. */
-export interface OwedConfirmations {
-  /** The first word of its confirmations. */
-  readonly word: Buffer;
-  /** Each confirmation, or the one error in their place. Gives whether it was the last; then `done` follows. */
-  confirmed(frame: Buffer): boolean;
-  done(): void;
-  lost(cause: HoldfastError): void;
-}
-
-/** Somebody who counts replies, and takes those that are null or errors. Called once for each, in order. */
-export interface GlancedReplies {
-  /** A reply has been delivered. */
-  answered(replyBytes: number): void;
-  take(frame: Buffer): void;
-  lost(cause: HoldfastError): void;
-}
+import {
+  type GlancedReplies,
+  Owed,
+  type OwedConfirmations,
+  OwedReplies,
+  type OwedReply,
+  type OwedTransaction,
+  type ReplyReceiver,
+} from './owed-replies.ts';
 
 /** The one session of a dedicated lane. */
 export interface LaneOwner {
@@ -82,13 +47,6 @@ export interface LaneOwner {
 }
 
 export type LaneState = 'connecting' | 'ready' | 'closed';
-
-const PLAIN = 0;
-const WHOLE = 1;
-const LOCAL = 2;
-const CONFIRM = 3;
-const GLANCED = 4;
-const MEMBERS = 5;
 
 const BETWEEN = 0;
 const IN_PLAIN = 1;
@@ -158,17 +116,9 @@ export class Lane {
   /** The first bytes of a frame, kept until they tell what it is for. */
   private undecided: Buffer = NOTHING;
 
-  private receivers: (ReplyReceiver | undefined)[] = new Array(64);
-  private tasks: (OwedReply | undefined)[] = new Array(64);
-  private confirmations: (OwedConfirmations | undefined)[] = new Array(64);
-  private glances: (GlancedReplies | undefined)[] = new Array(64);
+  private readonly queue = new OwedReplies();
   /** Of the glanced reply that is being read: what was delivered of it. */
   private glancedBytes = 0;
-  private counts = new Int32Array(64);
-  private kinds = new Uint8Array(64);
-  private mask = 63;
-  private head = 0;
-  private size = 0;
   private onClosed: (lane: Lane, cause: HoldfastError) => void;
 
   /**
@@ -190,16 +140,17 @@ export class Lane {
 
   /** Entries of the queue: runs of plain replies count as one. */
   get owed(): number {
-    return this.size;
+    return this.queue.size;
   }
 
   /** A run of `count` complete requests; their replies are passed on as they come, or dropped without a receiver. */
   sendPlain(receiver: ReplyReceiver | undefined, buffer: Buffer, start: number, end: number, count: number): void {
-    if (this.size > 0) {
-      const tail = (this.head + this.size - 1) & this.mask;
-      if (this.kinds[tail] === PLAIN && this.receivers[tail] === receiver) this.counts[tail]! += count;
-      else this.owe(PLAIN, receiver, undefined, count);
-    } else this.owe(PLAIN, receiver, undefined, count);
+    if (this.queue.size > 0) {
+      const tail = (this.queue.head + this.queue.size - 1) & this.queue.mask;
+      if (this.queue.kinds[tail] === Owed.plain && this.queue.receivers[tail] === receiver)
+        this.queue.counts[tail]! += count;
+      else this.queue.push(Owed.plain, receiver, undefined, count);
+    } else this.queue.push(Owed.plain, receiver, undefined, count);
     this.append(buffer, start, end);
   }
 
@@ -212,34 +163,34 @@ export class Lane {
     end: number,
     count: number,
   ): void {
-    this.owe(GLANCED, receiver, undefined, count);
-    this.glances[(this.head + this.size - 1) & this.mask] = replies;
+    this.queue.push(Owed.glanced, receiver, undefined, count);
+    this.queue.glances[(this.queue.head + this.queue.size - 1) & this.queue.mask] = replies;
     this.append(buffer, start, end);
   }
 
   /** One complete request whose reply goes to `task` whole. */
   sendWhole(task: OwedReply, request: Buffer): void {
-    this.owe(WHOLE, undefined, task, 1);
+    this.queue.push(Owed.whole, undefined, task, 1);
     this.append(request, 0, request.length);
   }
 
   /** An EXEC whose reply is taken member by member. */
   sendTransaction(task: OwedTransaction, request: Buffer): void {
-    this.owe(MEMBERS, undefined, task, 1);
+    this.queue.push(Owed.members, undefined, task, 1);
     this.append(request, 0, request.length);
   }
 
   /** A SUBSCRIBE or its kin, which is answered by confirmations, or by one error. */
   sendConfirmed(confirmations: OwedConfirmations, request: Buffer): void {
-    this.owe(CONFIRM, undefined, undefined, 1);
-    this.confirmations[(this.head + this.size - 1) & this.mask] = confirmations;
+    this.queue.push(Owed.confirm, undefined, undefined, 1);
+    this.queue.confirmations[(this.queue.head + this.queue.size - 1) & this.queue.mask] = confirmations;
     this.append(request, 0, request.length);
   }
 
   /** `task.reply` is called as soon as everything owed before it has come. */
   whenReached(task: OwedReply): void {
-    if (this.size === 0) task.reply(NOTHING);
-    else this.owe(LOCAL, undefined, task, 0);
+    if (this.queue.size === 0) task.reply(NOTHING);
+    else this.queue.push(Owed.local, undefined, task, 0);
   }
 
   /** Bytes of a request whose end is still to come, or raw bytes: nothing is owed for them yet. */
@@ -285,7 +236,7 @@ export class Lane {
     }
     let at = 0;
     while (at < length) {
-      if (this.raw && this.size === 0 && this.mode === BETWEEN) {
+      if (this.raw && this.queue.size === 0 && this.mode === BETWEEN) {
         this.owner?.rawBytes(at === 0 ? buffer : buffer.subarray(at, length), length - at);
         return;
       }
@@ -324,19 +275,19 @@ export class Lane {
     const mode = this.mode === IN_LIFTED ? this.outerMode : this.mode;
     const partial = mode === IN_PLAIN && !this.scanner.atBoundary;
     let first = true;
-    while (this.size > 0) {
-      const slot = this.head;
-      const kind = this.kinds[slot]!;
-      const receiver = this.receivers[slot];
-      const task = this.tasks[slot];
-      const count = this.counts[slot]!;
-      const glances = this.glances[slot];
-      const confirmations = this.confirmations[slot];
-      this.pop();
+    while (this.queue.size > 0) {
+      const slot = this.queue.head;
+      const kind = this.queue.kinds[slot]!;
+      const receiver = this.queue.receivers[slot];
+      const task = this.queue.tasks[slot];
+      const count = this.queue.counts[slot]!;
+      const glances = this.queue.glances[slot];
+      const confirmations = this.queue.confirmations[slot];
+      this.queue.pop();
       confirmations?.lost(cause);
       if (glances !== undefined && !(first && partial)) {
         for (let i = 0; i < count; i += 1) glances.lost(cause);
-      } else if (kind === PLAIN || kind === GLANCED) receiver?.repliesLost(count, first && partial, cause);
+      } else if (kind === Owed.plain || kind === Owed.glanced) receiver?.repliesLost(count, first && partial, cause);
       else task?.lost(cause, this.clientId);
       first = false;
     }
@@ -394,10 +345,10 @@ export class Lane {
 
   private readPlain(buffer: Buffer, start: number, length: number): number {
     const scanner = this.scanner;
-    const slot = this.head;
-    const owed = this.counts[slot]!;
-    const receiver = this.receivers[slot];
-    const glances = this.glances[slot];
+    const slot = this.queue.head;
+    const owed = this.queue.counts[slot]!;
+    const receiver = this.queue.receivers[slot];
+    const glances = this.queue.glances[slot];
     const onlyOne = this.lifted.length > 0;
     let at = start;
     let done = 0;
@@ -424,8 +375,8 @@ export class Lane {
     if (at > start) receiver?.deliver(buffer, start, at, this.readBuffer);
     if (done > 0) {
       if (onlyOne) this.passLifted(this.owner);
-      this.counts[slot] = owed - done;
-      if (done === owed) this.pop();
+      this.queue.counts[slot] = owed - done;
+      if (done === owed) this.queue.pop();
       receiver?.repliesDone(done);
       if (done === owed) this.runReached();
     }
@@ -487,15 +438,15 @@ export class Lane {
   }
 
   private takeConfirmation(frame: Buffer): void {
-    const confirmations = this.confirmations[this.head]!;
+    const confirmations = this.queue.confirmations[this.queue.head]!;
     if (!confirmations.confirmed(frame) || this.isClosed()) return;
-    this.pop();
+    this.queue.pop();
     confirmations.done();
     this.runReached();
   }
 
   private takeMember(frame: Buffer): void {
-    const task = this.tasks[this.head] as OwedTransaction;
+    const task = this.queue.tasks[this.queue.head] as OwedTransaction;
     try {
       if (!task.member(frame)) {
         this.mode = IN_MEMBERS;
@@ -505,20 +456,20 @@ export class Lane {
       this.close(thrown instanceof HoldfastError ? thrown : new HoldfastError('KVDOWN', String(thrown)));
       return;
     }
-    this.pop();
+    this.queue.pop();
     task.reply(NOTHING);
     this.runReached();
   }
 
   private takeReply(frame: Buffer): void {
-    const glances = this.glances[this.head];
+    const glances = this.queue.glances[this.queue.head];
     if (glances !== undefined) {
-      this.counts[this.head]! -= 1;
-      if (this.counts[this.head] === 0) this.pop();
+      this.queue.counts[this.queue.head]! -= 1;
+      if (this.queue.counts[this.queue.head] === 0) this.queue.pop();
       glances.take(frame);
     } else {
-      const task = this.tasks[this.head]!;
-      this.pop();
+      const task = this.queue.tasks[this.queue.head]!;
+      this.queue.pop();
       task.reply(frame);
     }
     this.runReached();
@@ -527,86 +478,40 @@ export class Lane {
   /** What the frame that begins at `at` is for; BETWEEN when too few of its bytes are there to tell. */
   private nextMode(buffer: Buffer, at: number, length: number): number {
     const type = buffer[at]!;
-    const kind = this.size > 0 ? this.kinds[this.head]! : -1;
-    if (type === PUSH || (type === ARRAY && (this.subscribedResp2 || kind === CONFIRM))) {
+    const kind = this.queue.size > 0 ? this.queue.kinds[this.queue.head]! : -1;
+    if (type === PUSH || (type === ARRAY && (this.subscribedResp2 || kind === Owed.confirm))) {
       const word = firstWord(buffer, at, length);
       if (word === undefined) return BETWEEN;
-      if (kind === CONFIRM && this.confirmations[this.head]!.word.equals(word)) return IN_CONFIRM;
+      if (kind === Owed.confirm && this.queue.confirmations[this.queue.head]!.word.equals(word)) return IN_CONFIRM;
       if (type === PUSH || MESSAGE_KINDS.some((message) => message.equals(word))) return IN_PUSH;
       if (CONFIRM_KINDS.some((confirm) => confirm.equals(word))) return IN_PUSH;
     }
-    if (kind === PLAIN) return IN_PLAIN;
-    if (kind === GLANCED) {
+    if (kind === Owed.plain) return IN_PLAIN;
+    if (kind === Owed.glanced) {
       if (!isTaken(buffer, at, length)) return IN_PLAIN;
       return type === BULK && at + 1 >= length ? BETWEEN : IN_WHOLE;
     }
-    if (kind === WHOLE) return IN_WHOLE;
-    if (kind === MEMBERS) {
+    if (kind === Owed.whole) return IN_WHOLE;
+    if (kind === Owed.members) {
       if (type !== ARRAY) return IN_WHOLE;
       const headerEnd = buffer.indexOf(13, at);
       if (headerEnd < 0 || headerEnd + 1 >= length) return BETWEEN;
       const count = Number(buffer.toString('latin1', at + 1, headerEnd));
       if (!(count > 0)) return IN_WHOLE;
-      (this.tasks[this.head] as OwedTransaction).begin(count);
+      (this.queue.tasks[this.queue.head] as OwedTransaction).begin(count);
       return IN_MEMBERS;
     }
-    if (kind === CONFIRM) return type === MINUS ? IN_CONFIRM : UNEXPECTED;
+    if (kind === Owed.confirm) return type === MINUS ? IN_CONFIRM : UNEXPECTED;
     // Nothing is owed. A server that is about to close says why in an error; pass that to the owner as a push.
     return IN_PUSH;
   }
 
-  private owe(kind: number, receiver: ReplyReceiver | undefined, task: OwedReply | undefined, count: number): void {
-    if (this.size > this.mask) this.grow();
-    const slot = (this.head + this.size) & this.mask;
-    this.kinds[slot] = kind;
-    this.receivers[slot] = receiver;
-    this.tasks[slot] = task;
-    this.counts[slot] = count;
-    this.size += 1;
-  }
-
-  private pop(): void {
-    this.receivers[this.head] = undefined;
-    this.tasks[this.head] = undefined;
-    this.confirmations[this.head] = undefined;
-    this.glances[this.head] = undefined;
-    this.head = (this.head + 1) & this.mask;
-    this.size -= 1;
-  }
-
   private runReached(): void {
-    while (this.size > 0 && this.kinds[this.head] === LOCAL) {
-      const task = this.tasks[this.head]!;
-      this.pop();
+    while (this.queue.size > 0 && this.queue.kinds[this.queue.head] === Owed.local) {
+      const task = this.queue.tasks[this.queue.head]!;
+      this.queue.pop();
       task.reply(NOTHING);
     }
-  }
-
-  private grow(): void {
-    const capacity = (this.mask + 1) * 2;
-    const receivers: (ReplyReceiver | undefined)[] = new Array(capacity);
-    const tasks: (OwedReply | undefined)[] = new Array(capacity);
-    const confirmations: (OwedConfirmations | undefined)[] = new Array(capacity);
-    const glances: (GlancedReplies | undefined)[] = new Array(capacity);
-    const counts = new Int32Array(capacity);
-    const kinds = new Uint8Array(capacity);
-    for (let i = 0; i < this.size; i += 1) {
-      const slot = (this.head + i) & this.mask;
-      receivers[i] = this.receivers[slot];
-      tasks[i] = this.tasks[slot];
-      confirmations[i] = this.confirmations[slot];
-      glances[i] = this.glances[slot];
-      counts[i] = this.counts[slot]!;
-      kinds[i] = this.kinds[slot]!;
-    }
-    this.receivers = receivers;
-    this.tasks = tasks;
-    this.confirmations = confirmations;
-    this.glances = glances;
-    this.counts = counts;
-    this.kinds = kinds;
-    this.mask = capacity - 1;
-    this.head = 0;
   }
 }
 

@@ -12,7 +12,7 @@ import { HoldfastError, messageOf } from '../errors.ts';
 import type { Exchange, Interceptor, SessionView } from '../intercept/interceptor.ts';
 import * as encode from '../resp/encode.ts';
 import { aggregate, readReply } from '../resp/reply.ts';
-import type { OwedReply } from './lane.ts';
+import type { OwedReply } from './owed-replies.ts';
 import type { SessionOutput } from './session-output.ts';
 
 /** What an exchange needs of the session it belongs to. */

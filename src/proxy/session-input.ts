@@ -16,10 +16,10 @@ import type { CommandPlan, CommandPlans } from './carriage.ts';
 import { dispatch } from './dispatch.ts';
 import { GlancedRun } from './glanced-run.ts';
 import type { KeyRange } from './identity.ts';
+import { resetSession } from './login.ts';
 import { lastKeyOf, prefixKeys } from './prefix-keys.ts';
 import { Request } from './request.ts';
 import type { Session } from './session.ts';
-import { resetSession } from './session-commands.ts';
 import { holdForCongestion } from './session-lanes.ts';
 import { Hold, Pin } from './session-state.ts';
 

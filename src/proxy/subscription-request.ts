@@ -10,7 +10,7 @@
 import type { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
-import type { OwedConfirmations } from './lane.ts';
+import type { OwedConfirmations } from './owed-replies.ts';
 import type { PendingExchange } from './pending-exchange.ts';
 import type { Session } from './session.ts';
 import { Pin } from './session-state.ts';

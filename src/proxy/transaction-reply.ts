@@ -9,7 +9,7 @@
  */
 import { HoldfastError } from '../errors.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
-import type { OwedTransaction } from './lane.ts';
+import type { OwedTransaction } from './owed-replies.ts';
 import type { PendingExchange } from './pending-exchange.ts';
 import type { Session } from './session.ts';
 import type { QueuedSubscription } from './session-state.ts';

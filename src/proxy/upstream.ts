@@ -10,9 +10,10 @@ import { EMPTY_ARRAY, type Protocol, request } from '../resp/encode.ts';
 import { readReply, replyValue } from '../resp/reply.ts';
 import { onread, ReadBuffer, readByEvents } from './byte-source.ts';
 import { KnownUsers } from './known-users.ts';
-import { Lane, type OwedReply } from './lane.ts';
+import { Lane } from './lane.ts';
 import { LaneSet } from './lane-set.ts';
 import type { ProxyLimits } from './limits.ts';
+import type { OwedReply } from './owed-replies.ts';
 
 export interface UpstreamAddress {
   readonly host?: string;
