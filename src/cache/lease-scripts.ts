@@ -25,7 +25,7 @@ export const ELSEWHERE = 2;
 export const LAPSED = 3;
 
 /**
- * KEYS leases, owners, released, key; ARGV sidecar, lease ms, mode (`take`, `keep`: only what is held already, `look`).
+ * KEYS leases, owners, released, key; ARGV sidecar, lease ms, mode (`take`; `keep`: only what is held already).
  * Gives {VALUE, value}, {GRANTED}, {ELSEWHERE, ms left} or {LAPSED}; an error where the key holds no string.
  */
 export const ASK = `

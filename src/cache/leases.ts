@@ -97,6 +97,8 @@ export interface Leases {
   ): Buffer | Promise<Buffer>;
   /** Clients deleted these keys through this sidecar: what is being fetched for them is out of date. */
   deleted(database: number, keys: readonly Buffer[]): void;
+  /** All keys with this prefix were deleted, or are about to be. */
+  invalidated(database: number, prefix: Buffer): void;
   /** Some client has lost a lease lately, so that `lapse` may say something. */
   readonly anyLapsed: boolean;
   /** How this client lost its lease of the key, if it did and has not been told anything since. */
@@ -118,11 +120,14 @@ const DEFAULT_LIMITS: LeaseLimits = { waitersMax: 20_000, leasesMax: 20_000 };
 const LEASE_MS = 3000;
 const RENEW_MS = 1000;
 const RENEW_KEYS_MAX = 500;
+const RELEASE_KEYS_MAX = 500;
 /** Reports may fail to come only where something is broken: those who wait ask again now and then. */
 const ASK_AGAIN_MS = 1000;
 /** The KV store is about to answer again. */
 const PASSING = /^(LOADING|BUSY|MASTERDOWN|TRYAGAIN) /;
 const ASK_BUSY_MS = 50;
+/** Longer than connections of other sidecars take to come back. */
+const HOLDERS_FIRST_MS = 1000;
 /** For each client, and how long it is remembered that its write would be late. */
 const LAPSED_MAX = 64;
 const LAPSED_MS = 600_000;
@@ -172,24 +177,13 @@ export function createLeases(options: LeaseOptions): Leases {
   const leases = new Map<string, Lease>();
   /** By key, for reports, which do not name the database. */
   const byKey = new Map<string, Set<Lease>>();
-  const counters: LeaseCounters = {
-    granted: 0,
-    waits: 0,
-    saved: 0,
-    waitsExpired: 0,
-    expired: 0,
-    abandoned: 0,
-    voided: 0,
-    fenced: 0,
-    unguarded: 0,
-    waitMsTotal: 0,
-    waiting: 0,
-    held: 0,
-  };
+  const counters = noLeaseCounters();
   const lapsed = new Set<Client>();
   /** Reports of changes do not name one: with several, a write elsewhere would look like one that came and went. */
   const databases = new Set<number>();
   let incarnation = 0;
+  /** The KV store may have come back empty: until then only those who hold a lease take it, so that no second one is given. */
+  let holdersFirstUntil = 0;
   let word = 0;
   let releasedSoon = false;
   let stopped = false;
@@ -198,6 +192,7 @@ export function createLeases(options: LeaseOptions): Leases {
   const connection = new TrackedConnection(options.kv, {
     opened() {
       incarnation += 1;
+      if (incarnation > 1) holdersFirstUntil = performance.now() + HOLDERS_FIRST_MS;
       for (const lease of leases.values()) ask(lease);
     },
     lost: (cause) => log.debug({ reason: cause.message }, 'leases: the connection to the KV store was lost'),
@@ -223,12 +218,13 @@ export function createLeases(options: LeaseOptions): Leases {
     }
     if (!connection.open || stopped) return;
     lease.asking = true;
-    const asserts = lease.holder !== undefined && lease.incarnation === incarnation;
+    const keeps =
+      lease.holder === undefined ? performance.now() < holdersFirstUntil : lease.incarnation === incarnation;
     const asked = incarnation;
     connection
       .command(lease.database, [
         ...['EVAL', ASK, 4, LEASES_KEY, OWNERS_KEY, RELEASED_KEY, lease.key],
-        ...[sidecar, Math.min(LEASE_MS, lease.rule.leaseMs), asserts ? 'keep' : 'take'],
+        ...[sidecar, Math.min(LEASE_MS, lease.rule.leaseMs), keeps ? 'keep' : 'take'],
       ])
       .then(
         (reply) => {
@@ -270,6 +266,10 @@ export function createLeases(options: LeaseOptions): Leases {
         else setTimer(lease, Math.min(Number(reply.items![1]!.bytes.toString()) + 1, ASK_AGAIN_MS), () => ask(lease));
         return;
       case LAPSED:
+        if (lease.holder === undefined) {
+          setTimer(lease, Math.max(holdersFirstUntil - performance.now(), 0) + 1, () => ask(lease));
+          return;
+        }
         loseHolder(lease, 'voided');
         ask(lease);
         return;
@@ -492,6 +492,19 @@ export function createLeases(options: LeaseOptions): Leases {
 
   // ------------------------------------------------------------------ what clients do
 
+  function deleted(database: number, keys: readonly Buffer[]): void {
+    release(database, keys, '');
+    for (const key of keys) {
+      const lease = leases.get(`${database} ${key.toString('latin1')}`);
+      if (lease?.holder === undefined) continue;
+      loseHolder(lease, 'voided');
+      lease.state = 'asking';
+      clearTimeout(lease.timer);
+      if (lease.waiters.size === 0) remove(lease);
+      else ask(lease);
+    }
+  }
+
   return {
     counters,
     get anyLapsed() {
@@ -535,17 +548,17 @@ export function createLeases(options: LeaseOptions): Leases {
       ask(lease);
       return wait(lease, client, nothing);
     },
-    deleted(database, keys) {
-      release(database, keys, '');
-      for (const key of keys) {
-        const lease = leases.get(`${database} ${key.toString('latin1')}`);
-        if (lease?.holder === undefined) continue;
-        loseHolder(lease, 'voided');
-        lease.state = 'asking';
-        clearTimeout(lease.timer);
-        if (lease.waiters.size === 0) remove(lease);
-        else ask(lease);
-      }
+    deleted,
+    invalidated(database, prefix) {
+      connection.command(database, ['HKEYS', OWNERS_KEY]).then(
+        ({ items = [] }) => {
+          const fetched = items.map(({ bytes }) => bytes).filter((key) => startsWith(key, prefix));
+          for (let at = 0; at < fetched.length; at += RELEASE_KEYS_MAX) {
+            deleted(database, fetched.slice(at, at + RELEASE_KEYS_MAX));
+          }
+        },
+        () => undefined,
+      );
     },
     lapse(session, database, key) {
       const client = session.state.get(CLIENT) as Client | undefined;
@@ -577,5 +590,26 @@ export function createLeases(options: LeaseOptions): Leases {
       if (connection.open) await connection.command(0, ['PING']).catch(() => undefined);
       connection.stop();
     },
+  };
+}
+
+function startsWith(key: Buffer, prefix: Buffer): boolean {
+  return key.subarray(0, prefix.length).equals(prefix);
+}
+
+export function noLeaseCounters(): LeaseCounters {
+  return {
+    granted: 0,
+    waits: 0,
+    saved: 0,
+    waitsExpired: 0,
+    expired: 0,
+    abandoned: 0,
+    voided: 0,
+    fenced: 0,
+    unguarded: 0,
+    waitMsTotal: 0,
+    waiting: 0,
+    held: 0,
   };
 }
