@@ -27,6 +27,7 @@ import { isOwnPush } from './intercept/hide-own-keys.ts';
 import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
+import { addCacheMetrics, cacheFigures, cacheInfoFields } from './operations/cache-figures.ts';
 import { type Readiness, startHttpServer } from './operations/http-server.ts';
 import { inspectKv } from './operations/kv-inspector.ts';
 import { ledgerFigures } from './operations/ledger-figures.ts';
@@ -384,6 +385,7 @@ async function compose(
       recovery_leads: leads ? 1 : 0,
       recovery_losses_total: lossesTotal,
       recovery_restores_total: restoresTotal,
+      ...cacheInfoFields(cache),
     };
   }
 
@@ -406,7 +408,8 @@ async function compose(
   const inspector = inspectKv(target);
   steps.onStop('KV inspector', () => inspector.stop());
   const metrics = createMetrics();
-  addFigures(metrics, [...proxyFigures(proxy), ...ledgerFigures(ledger, recovery)]);
+  addFigures(metrics, [...proxyFigures(proxy), ...ledgerFigures(ledger, recovery), ...cacheFigures(cache)]);
+  addCacheMetrics(metrics, cache);
   const addresses = proxy.addresses.map(addressOf);
 
   async function status(): Promise<StatusReport> {
@@ -436,6 +439,7 @@ async function compose(
         where: placeOf(databaseUrl),
         embedded: config.ledger.databaseUrl === undefined,
       }),
+      cache: cache.snapshot(),
       memory: { residentBytes: memory.rss, heapUsedBytes: memory.heapUsed },
     };
   }

@@ -28,17 +28,20 @@ export interface CacheCounters {
 export interface CacheFamilyReport extends Readonly<CacheCounters> {
   readonly scope: string;
   readonly family: string;
-  /** hits / (hits + misses); undefined without any. */
-  readonly hitRatio: number | undefined;
+}
+
+export interface RecentLookups {
+  readonly hits: number;
+  readonly misses: number;
 }
 
 export interface CacheReport {
   readonly total: Readonly<CacheCounters>;
-  /** Over the last minutes; undefined where there was no lookup. */
-  readonly hitRatio: {
-    readonly oneMinute: number | undefined;
-    readonly fiveMinutes: number | undefined;
-    readonly sixtyMinutes: number | undefined;
+  /** Over the last minutes, or since the start where that is less. */
+  readonly lookups: {
+    readonly oneMinute: RecentLookups;
+    readonly fiveMinutes: RecentLookups;
+    readonly sixtyMinutes: RecentLookups;
   };
   /** By family over all scopes, most lookups first. */
   readonly families: readonly CacheFamilyReport[];
@@ -150,21 +153,20 @@ export class CacheStatistics {
     }
     return {
       total,
-      hitRatio: {
-        oneMinute: this.ratioOver(1, total),
-        fiveMinutes: this.ratioOver(5, total),
-        sixtyMinutes: this.ratioOver(60, total),
+      lookups: {
+        oneMinute: this.lookupsOver(1, total),
+        fiveMinutes: this.lookupsOver(5, total),
+        sixtyMinutes: this.lookupsOver(60, total),
       },
       families: sorted([...families].map(([family, counters]) => reportOf('*', family, counters))),
       cells: sorted(live.map((cell) => reportOf(cell.scope, cell.family, cell))),
     };
   }
 
-  private ratioOver(minutes: number, total: CacheCounters): number | undefined {
+  private lookupsOver(minutes: number, total: CacheCounters): RecentLookups {
     // Younger than that: since the start.
     const at = this.hitsAt.length - minutes * TICKS_PER_MINUTE;
-    const hits = total.hits - (this.hitsAt[at] ?? 0);
-    return ratio(hits, total.misses - (this.missesAt[at] ?? 0));
+    return { hits: total.hits - (this.hitsAt[at] ?? 0), misses: total.misses - (this.missesAt[at] ?? 0) };
   }
 
   private tick(): void {
@@ -299,14 +301,38 @@ function add(to: CacheCounters, from: CacheCounters): void {
   for (const counter of Object.keys(noCounters()) as (keyof CacheCounters)[]) to[counter] += from[counter];
 }
 
-function ratio(hits: number, misses: number): number | undefined {
-  return hits + misses > 0 ? hits / (hits + misses) : undefined;
+/** Several processes' reports as one. */
+export function mergeCacheReports(reports: readonly CacheReport[]): CacheReport {
+  const total = noCounters();
+  for (const report of reports) add(total, report.total);
+  const recent = (minutes: keyof CacheReport['lookups']): RecentLookups => ({
+    hits: reports.reduce((sum, { lookups }) => sum + lookups[minutes].hits, 0),
+    misses: reports.reduce((sum, { lookups }) => sum + lookups[minutes].misses, 0),
+  });
+  const merged = (lines: readonly CacheFamilyReport[]): CacheFamilyReport[] => {
+    const byName = new Map<string, CacheFamilyReport & CacheCounters>();
+    for (const line of lines) {
+      const known = byName.get(nameOf(line.scope, line.family));
+      if (known === undefined) byName.set(nameOf(line.scope, line.family), { ...line });
+      else add(known, line);
+    }
+    return sorted([...byName.values()]);
+  };
+  return {
+    total,
+    lookups: {
+      oneMinute: recent('oneMinute'),
+      fiveMinutes: recent('fiveMinutes'),
+      sixtyMinutes: recent('sixtyMinutes'),
+    },
+    families: merged(reports.flatMap(({ families }) => families)),
+    cells: merged(reports.flatMap(({ cells }) => cells)),
+  };
 }
 
 function reportOf(scope: string, family: string, counters: CacheCounters): CacheFamilyReport {
   const { hits, misses, hitBytes, stores, storedBytes, leases, waits, saved } = counters;
-  const hitRatio = ratio(hits, misses);
-  return { scope, family, hits, misses, hitBytes, stores, storedBytes, leases, waits, saved, hitRatio };
+  return { scope, family, hits, misses, hitBytes, stores, storedBytes, leases, waits, saved };
 }
 
 function sorted(reports: CacheFamilyReport[]): CacheFamilyReport[] {

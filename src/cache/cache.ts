@@ -1,10 +1,22 @@
 /** The cache as a whole: what it counts, leases where there are rules for them, invalidation. One for each process. */
 import type { Logger } from 'pino';
 import type { KvAddress } from '../control-redis.ts';
-import { type CacheReport, CacheStatistics } from './cache-statistics.ts';
-import { createInvalidations, type InvalidationEvent, type Invalidations } from './invalidations.ts';
+import { type CacheReport, CacheStatistics, mergeCacheReports } from './cache-statistics.ts';
+import {
+  createInvalidations,
+  INVALIDATIONS_KEPT,
+  type InvalidationReport,
+  type Invalidations,
+} from './invalidations.ts';
 import { keyPattern } from './key-pattern.ts';
-import { createLeases, type LeaseCounters, type LeaseLimits, type LeaseRule, type Leases } from './leases.ts';
+import {
+  createLeases,
+  type LeaseCounters,
+  type LeaseLimits,
+  type LeaseRule,
+  type Leases,
+  noLeaseCounters,
+} from './leases.ts';
 
 export interface CacheOptions {
   readonly kv: KvAddress;
@@ -18,11 +30,7 @@ export interface CacheOptions {
 export interface CacheSnapshot extends CacheReport {
   /** `undefined` where there are no rules. */
   readonly leases: Readonly<LeaseCounters> | undefined;
-  readonly invalidations: {
-    readonly total: number;
-    readonly keysTotal: number;
-    readonly recent: readonly InvalidationEvent[];
-  };
+  readonly invalidations: InvalidationReport;
 }
 
 export interface Cache {
@@ -39,7 +47,7 @@ export function createCache({ kv, rules, limits, log }: CacheOptions): Cache {
   const statistics = new CacheStatistics(rules.map(({ pattern }) => keyPattern(pattern)));
   const leases =
     rules.length === 0 ? undefined : createLeases({ kv, statistics, log, ...(limits === undefined ? {} : { limits }) });
-  const invalidations = createInvalidations({ kv, leases, log });
+  const invalidations = createInvalidations(leases, log);
   return {
     rules,
     statistics,
@@ -48,15 +56,33 @@ export function createCache({ kv, rules, limits, log }: CacheOptions): Cache {
     snapshot: () => ({
       ...statistics.report(),
       leases: leases === undefined ? undefined : { ...leases.counters },
-      invalidations: {
-        total: invalidations.total,
-        keysTotal: invalidations.keysTotal,
-        recent: [...invalidations.recent],
-      },
+      invalidations: invalidations.report(),
     }),
     async stop() {
       statistics.stop();
       await leases?.stop();
     },
   };
+}
+
+/** Several processes' figures as one. */
+export function mergeCacheSnapshots(snapshots: readonly CacheSnapshot[]): CacheSnapshot {
+  const leases = snapshots.flatMap((snapshot) => snapshot.leases ?? []);
+  return {
+    ...mergeCacheReports(snapshots),
+    leases: leases.length === 0 ? undefined : leases.reduce(sumOfLeases, noLeaseCounters()),
+    invalidations: {
+      total: snapshots.reduce((sum, { invalidations }) => sum + invalidations.total, 0),
+      keysTotal: snapshots.reduce((sum, { invalidations }) => sum + invalidations.keysTotal, 0),
+      recent: snapshots
+        .flatMap(({ invalidations }) => invalidations.recent)
+        .sort((a, b) => (a.at < b.at ? 1 : -1))
+        .slice(0, INVALIDATIONS_KEPT),
+    },
+  };
+}
+
+function sumOfLeases(sum: LeaseCounters, counters: Readonly<LeaseCounters>): LeaseCounters {
+  for (const counter of Object.keys(sum) as (keyof LeaseCounters)[]) sum[counter] += counters[counter];
+  return sum;
 }

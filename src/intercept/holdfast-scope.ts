@@ -1,4 +1,5 @@
 /** HOLDFAST SCOPE: chooses, shows and leaves the session's scope, and removes all keys of one. */
+import type { Invalidations } from '../cache/invalidations.ts';
 import { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
 import { requireTemplate } from '../scope/confine.ts';
@@ -52,17 +53,21 @@ function get(exchange: Exchange): void {
 }
 
 /** Of a session with a template: its scopes. Of one without any scope: those of cached Flight Control data. */
-async function invalidate(exchange: Exchange, values: readonly string[]): Promise<void> {
+async function invalidate(exchange: Exchange, values: readonly string[], invalidations: Invalidations): Promise<void> {
   if (values.length === 0) throw new HoldfastError('ERR', `syntax: HOLDFAST SCOPE ${SYNTAX}`);
   if (exchange.queued) throw new HoldfastError('ERR', 'HOLDFAST SCOPE INVALIDATE inside MULTI is not possible');
-  const { scope } = exchange.session;
+  const { scope, database, user, id } = exchange.session;
   const template =
     scope instanceof ScopedSession ? requireTemplate(scope) : parseScopeTemplate(FLIGHT_CONTROL_TEMPLATE);
-  const removed = await removeScope(exchange, createScope(template.prefixOf(values)));
-  exchange.respond(encode.integer(removed));
+  const invalidated = createScope(template.prefixOf(values));
+  const keys = await invalidations.carryOut(
+    { prefix: invalidated.prefix, database, by: `user ${user}, client ${id}` },
+    (removed) => removeScope(exchange, invalidated, database, removed),
+  );
+  exchange.respond(encode.integer(keys));
 }
 
-export function holdfastScope(): HoldfastSubcommand {
+export function holdfastScope(invalidations: Invalidations): HoldfastSubcommand {
   return {
     name: 'scope',
     syntax: SYNTAX,
@@ -77,7 +82,7 @@ export function holdfastScope(): HoldfastSubcommand {
         case 'clear':
           return clear(exchange);
         case 'invalidate':
-          return invalidate(exchange, values);
+          return invalidate(exchange, values, invalidations);
         default:
           throw new HoldfastError('ERR', `syntax: HOLDFAST SCOPE ${SYNTAX}`);
       }

@@ -29,7 +29,12 @@ export interface InterceptorParts {
 export function createInterceptors(parts: InterceptorParts): Interceptor[] {
   return [
     scopeInterceptor(parts.scripts),
-    holdfastCommand([holdfastScope(), holdfastWith(), holdfastCommands(parts.carriedAs), holdfastReload(parts.reload)]),
+    holdfastCommand([
+      holdfastScope(parts.cache.invalidations),
+      holdfastWith(),
+      holdfastCommands(parts.carriedAs),
+      holdfastReload(parts.reload),
+    ]),
     infoInterceptor(parts.infoFields),
     hideOwnKeysInterceptor(),
     ...ledgerInterceptors(parts.ledger),

@@ -41,15 +41,15 @@ async function scanPage(exchange: Exchange, pattern: Buffer, cursor: string, dat
   return { cursor: reply.items![0]!.bytes.toString(), keys: reply.items![1]!.items!.map((key) => key.bytes) };
 }
 
-/** Removes all keys of a scope from one database, the session's own by default. Gives their number. */
+/** Removes all keys of a scope from one database, the session's own by default, and tells of each batch. */
 export async function removeScope(
   exchange: Exchange,
   scope: Scope,
   database = exchange.session.database,
-): Promise<number> {
+  removed: (keys: number) => void = () => undefined,
+): Promise<void> {
   const { prefix } = scope;
   const pattern = everything(scope);
-  let removed = 0;
   let cursor = '0';
   do {
     const page = await scanPage(exchange, pattern, cursor, database);
@@ -60,10 +60,9 @@ export async function removeScope(
       const reply = readReply(await exchange.run([Buffer.from('UNLINK'), ...batch], database));
       const failed = errorText(reply);
       if (failed !== undefined) passOn(failed);
-      removed += Number(reply.bytes.toString());
+      removed(Number(reply.bytes.toString()));
     }
   } while (cursor !== '0' && !exchange.session.closed);
-  return removed;
 }
 
 function everything(scope: Scope): Buffer {

@@ -1,4 +1,5 @@
 /** One status report of a sidecar with several processes: what is the same in all of them once, what is counted summed. */
+import { mergeCacheSnapshots } from '../cache/cache.ts';
 import type { StatusReport } from './status-report.ts';
 
 /** `reports` has one for each process, at least one. */
@@ -26,6 +27,7 @@ export function mergeStatus(reports: readonly StatusReport[], processId: number)
       lossesTotal: sum((each) => each.ledger.lossesTotal),
       restoresTotal: sum((each) => each.ledger.restoresTotal),
     },
+    cache: mergeCacheSnapshots(reports.map((each) => each.cache)),
     memory: {
       residentBytes: sum((each) => each.memory.residentBytes),
       heapUsedBytes: sum((each) => each.memory.heapUsedBytes),

@@ -1,4 +1,6 @@
 /** What `/status` gives as JSON and `holdfast status` prints. Fields are added, never renamed. */
+import type { CacheSnapshot } from '../cache/cache.ts';
+import { cacheText, FAMILY_HEADING, INVALIDATION_HEADING } from './cache-figures.ts';
 import type { KvReport } from './kv-inspector.ts';
 import { LAG_ENTRIES_MAX, type LedgerReport } from './ledger-report.ts';
 
@@ -25,6 +27,7 @@ export interface StatusReport {
     readonly processId?: number;
   };
   readonly ledger: LedgerReport;
+  readonly cache: CacheSnapshot;
   readonly memory: { readonly residentBytes: number; readonly heapUsedBytes: number };
 }
 
@@ -122,6 +125,7 @@ function recoveryTable(recoveries: LedgerReport['recoveries']): string {
 export function formatStatus(report: StatusReport, now: Date): string {
   const upSeconds = (now.getTime() - Date.parse(report.startedAt)) / 1000;
   const { clients, memory } = report;
+  const cache = cacheText(report.cache);
   const rows: Row[] = [
     [
       'Holdfast',
@@ -134,9 +138,16 @@ export function formatStatus(report: StatusReport, now: Date): string {
     ],
     ...kvRows(report.kv),
     ...ledgerRows(report.ledger),
+    ...cache.rows,
     ['Memory', `${formatBytes(memory.residentBytes)} resident, ${formatBytes(memory.heapUsedBytes)} heap`],
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
   const summary = `${rows.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join('\n')}\n`;
-  return summary + streamTable(report.ledger.streams) + recoveryTable(report.ledger.recoveries);
+  return [
+    summary,
+    streamTable(report.ledger.streams),
+    recoveryTable(report.ledger.recoveries),
+    table(FAMILY_HEADING, cache.families),
+    table(INVALIDATION_HEADING, cache.invalidations),
+  ].join('');
 }

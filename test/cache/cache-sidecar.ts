@@ -5,6 +5,8 @@ import { type Cache, createCache } from '../../src/cache/cache.ts';
 import type { LeaseLimits, LeaseRule } from '../../src/cache/leases.ts';
 import { cacheInterceptors } from '../../src/intercept/cache-interceptors.ts';
 import { hideOwnKeysInterceptor } from '../../src/intercept/hide-own-keys.ts';
+import { holdfastCommand } from '../../src/intercept/holdfast-command.ts';
+import { holdfastScope } from '../../src/intercept/holdfast-scope.ts';
 import type { IdentityProvider } from '../../src/proxy/identity.ts';
 import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
 import { connectRaw, type RawClient } from '../support/raw-client.ts';
@@ -56,7 +58,11 @@ export async function startCacheSidecar(options: CacheSidecarOptions): Promise<C
   const proxy = await startProxy({
     listen: [{ host: '127.0.0.1', port: 0 }],
     upstream: kv,
-    interceptors: [hideOwnKeysInterceptor(), ...cacheInterceptors(cache)],
+    interceptors: [
+      holdfastCommand([holdfastScope(cache.invalidations)]),
+      hideOwnKeysInterceptor(),
+      ...cacheInterceptors(cache),
+    ],
     ...(options.identities === undefined
       ? {}
       : { identities: options.identities, prefixedKeys: () => ({ first: 1, last: 1, step: 1 }) }),

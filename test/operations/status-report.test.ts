@@ -1,5 +1,15 @@
 import { expect, it } from 'vitest';
+import type { CacheSnapshot } from '../../src/cache/cache.ts';
+import { CacheStatistics } from '../../src/cache/cache-statistics.ts';
 import { formatBytes, formatDuration, formatStatus } from '../../src/operations/status-report.ts';
+
+const statistics = new CacheStatistics([]);
+const noCache: CacheSnapshot = {
+  ...statistics.report(),
+  leases: undefined,
+  invalidations: { total: 0, keysTotal: 0, recent: [] },
+};
+statistics.stop();
 
 it('writes sizes and durations as a person reads them', () => {
   expect([0, 1023, 1024, 1.5 * 2 ** 20, 3 * 2 ** 40, 5000 * 2 ** 40].map(formatBytes)).toEqual([
@@ -55,6 +65,7 @@ it('says at a glance when the KV store is away', () => {
         },
       ],
     },
+    cache: noCache,
     memory: { residentBytes: 2 ** 20, heapUsedBytes: 2 ** 19 },
   };
   const text = formatStatus(report, new Date('2026-01-01T00:01:05.000Z'));

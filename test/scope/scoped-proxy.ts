@@ -1,6 +1,7 @@
 /** A proxy with scopes in front of a real KV server, and clients in them. */
 import { createHash } from 'node:crypto';
 import { afterAll } from 'vitest';
+import { createInvalidations } from '../../src/cache/invalidations.ts';
 import { holdfastCommand } from '../../src/intercept/holdfast-command.ts';
 import { holdfastCommands } from '../../src/intercept/holdfast-commands.ts';
 import { holdfastScope, holdfastWith } from '../../src/intercept/holdfast-scope.ts';
@@ -77,7 +78,11 @@ export async function startScopedProxy(
   const { port } = await front(kvPort, {
     interceptors: [
       scopeInterceptor(createScriptRegistry(admin)),
-      holdfastCommand([holdfastScope(), holdfastWith(), holdfastCommands(() => 'somehow')]),
+      holdfastCommand([
+        holdfastScope(createInvalidations(undefined, silent)),
+        holdfastWith(),
+        holdfastCommands(() => 'somehow'),
+      ]),
       ...interceptors,
     ],
     identities,
