@@ -119,6 +119,9 @@ export class SessionInput {
     const length = this.partialLength + end - start;
     const { queryBufferBytesMax, streamingBytesMin } = this.session.context.limits;
     if (length > queryBufferBytesMax) {
+      const { id, log, context } = this.session;
+      context.counters.overflows += 1;
+      log.warn({ client: id, limit: queryBufferBytesMax }, 'client closed: its request is larger than may be held');
       this.session.close(`its query buffer exceeded ${queryBufferBytesMax} bytes`);
       return;
     }

@@ -247,6 +247,16 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
       for (let i = 0; i < 20; i += 1) expect(replyValue(await busy.send('PING'))).toBe('PONG');
     });
 
+    it('closes a client whose request is larger than may be held, and counts it', async () => {
+      const limited = await front(kv.port, { pooling, limits: { queryBufferBytesMax: 64 * 1024 } });
+      const large = await limited.client();
+      const closed = new Promise((resolve) => large.socket.once('close', resolve));
+      large.socket.on('error', () => undefined);
+      large.socket.write(`*2\r\n$3\r\nGET\r\n$900000\r\n${'x'.repeat(200_000)}`);
+      await closed;
+      expect(limited.proxy.status().overflows).toBe(1);
+    });
+
     it("refuses clients above the limit in the server's words", async () => {
       const limited = await front(kv.port, { pooling, limits: { clientsMax: 1 } });
       const first = await limited.client();
