@@ -7,7 +7,8 @@
  *   entries-added at the last look − (all rows − rows above that look's last ID) = entries without a row
  *
  * What is missing although all that exists has a row was deleted before anybody looked: it is counted, so that the next
- * comparison expects it. Adopting a stream that the ledger did not know is the same, from 0-0.
+ * comparison expects it. More rows than entries were counted up to the same ID mean that the KV store has lost some, whatever
+ * was written to it since. Adopting a stream that the ledger did not know is the same, from 0-0.
  */
 import type { Logger } from 'pino';
 import { bigintArray, byteaArray } from '../ledger/binary-array.ts';
@@ -28,14 +29,15 @@ export interface ReconcileContext {
   readonly connection: KvConnection;
   readonly leaderEpoch: number;
   readonly log: Logger;
-  /** An ID turned out to hold other fields than the ledger has under it. */
-  conflict(looked: Looked): Promise<void>;
+  /** The stream turned out to lack something that the ledger has. */
+  lost(looked: Looked, cause: string): Promise<void>;
 }
 
 const PAGE_ENTRIES = 1000;
 /** So many entries of one stream are read at one look. */
 const ENTRIES_PER_LOOK_MAX = 20_000;
 const SLOT = 64;
+const FEWER = 'it counted fewer entries than were committed up to the same ID';
 
 export class Reconciler {
   /** What the last look counted. */
@@ -68,7 +70,11 @@ export class Reconciler {
     const complete: { streamId: number; lastId: Buffer }[] = [];
     for (const [at, { looked: look, counted }] of due.entries()) {
       const streamId = look.known.streamId;
-      if (missing[at]! <= 0) {
+      if (missing[at]! < 0) {
+        await context.lost(look, FEWER);
+        continue;
+      }
+      if (missing[at] === 0) {
         complete.push({ streamId, lastId: counted.lastId });
         continue;
       }
@@ -79,6 +85,10 @@ export class Reconciler {
         continue;
       }
       const [gone] = await missingEntries(context.ledger, [{ looked: look, counted }]);
+      if (gone! < 0) {
+        await context.lost(look, FEWER);
+        continue;
+      }
       if (gone! > 0) {
         await context.ledger.pool.query(
           'UPDATE holdfast.stream SET added_base = added_base + $2 WHERE stream_id = $1 AND epoch = $3 AND ended_at IS NULL',
@@ -118,7 +128,7 @@ export class Reconciler {
         page.map(([, fields]) => encodeFields(fields)),
       );
       if (outcome === 'conflict') {
-        await context.conflict(look);
+        await context.lost(look, 'an ID holds other fields than the ledger has');
         return undefined;
       }
       if (outcome === 'stale') return undefined;

@@ -41,6 +41,7 @@ import {
 } from './kv-snapshot.ts';
 import { Leadership } from './leadership.ts';
 import { PendingPages } from './pending-pages.ts';
+import { missingEntry } from './present.ts';
 import { publishBacklog, publishedIds } from './publish.ts';
 import { Reconciler } from './reconcile.ts';
 import { restoreStream } from './restore.ts';
@@ -624,7 +625,9 @@ export class Recovery {
     const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
     const known = await readKnownStreams(this.ledger.pool, undefined);
     const lookedAt = rows[0]!.now;
-    const looked = await this.#compareAll(connection, identity, known, lookedAt);
+    const isAnother =
+      before === undefined || before.runId !== identity.runId || before.replicationId !== identity.replicationId;
+    const looked = await this.#compareAll(connection, identity, known, lookedAt, isAnother);
     if (leads) await this.#keep(connection, lookedAt, looked);
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
@@ -659,8 +662,8 @@ export class Recovery {
         connection,
         leaderEpoch,
         log: this.#log,
-        conflict: async ({ known }) => {
-          await this.#lost(known, 'an ID holds other fields than the ledger has', lookedAt);
+        lost: async ({ known }, cause) => {
+          await this.#lost(known, cause, lookedAt);
         },
       },
       looked,
@@ -678,12 +681,13 @@ export class Recovery {
     this.#log.warn({ stream: known.name.toString(), database: known.database, cause }, 'a stream lost something');
   }
 
-  /** Marks what lost; gives what compared well. */
+  /** Marks what lost; gives what compared well. `isAnother`: this KV store was not compared before. */
   async #compareAll(
     connection: KvConnection,
     identity: ServerIdentity,
     known: readonly KnownStream[],
     lookedAt: Date,
+    isAnother: boolean,
   ): Promise<Looked[]> {
     const looked: Looked[] = [];
     for (let from = 0; from < known.length; from += STREAMS_PER_SNAPSHOT) {
@@ -693,13 +697,21 @@ export class Recovery {
         chunk.map((stream) => ({ database: stream.database, name: stream.name, groups: stream.groups.keys() })),
       );
       const streams = await this.#withNewGroups(connection, chunk, snapshot);
-      if (snapshot.runId !== identity.runId || snapshot.role !== 'master') {
+      if (
+        snapshot.runId !== identity.runId ||
+        snapshot.replicationId !== identity.replicationId ||
+        snapshot.role !== 'master'
+      ) {
         throw new HoldfastError('KVDOWN', 'the KV store became another one');
       }
       for (const [index, stream] of chunk.entries()) {
         if (stream.mode === 'restoring') continue;
         const actual = streams[index]!;
-        const verdict = compare(stream, actual, Date.now());
+        let verdict = compare(stream, actual, Date.now());
+        if (isAnother && verdict.kind === 'same' && typeof actual !== 'string') {
+          const missing = await missingEntry(this.ledger, connection, stream);
+          if (missing !== undefined) verdict = { kind: 'lost', cause: 'a committed entry is gone' };
+        }
         if (verdict.kind === 'lost') {
           await this.#lost(stream, verdict.cause, lookedAt);
         } else if (verdict.kind === 'ended') {

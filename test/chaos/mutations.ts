@@ -117,8 +117,8 @@ export const MUTATIONS: readonly Mutation[] = [
     edits: [
       {
         file: 'src/recovery/reconcile.ts',
-        search: 'if (missing[at]! <= 0) {',
-        replace: 'if (missing[at]! <= Number.MAX_VALUE) {',
+        search: 'if (missing[at] === 0) {',
+        replace: 'if (missing[at]! >= 0) {',
       },
     ],
     sidecars: 1,

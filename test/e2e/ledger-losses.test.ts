@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
+import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
 
@@ -147,6 +148,42 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     expect(await idsOf('s')).toEqual([...old, ...young]);
     const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
     expect(reply[0]![1].map(([id]) => id)).toEqual([old[2], ...young]);
+  });
+
+  test('an old RDB file, made up for in number by direct clients before anybody looked', async () => {
+    const database = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
+    client = sidecar.client();
+    const old = await fill('s', 3);
+    await looks();
+    await direct.save();
+    const young = await fill('s', 3, 3);
+    await looks();
+    link.cut();
+    await kv.kill9();
+    await kv.restart();
+    const straight: (string | null)[] = [];
+    const another = clientOf(kv.port);
+    for (let n = 0; n < young.length; n += 1) straight.push(await another.xadd('s', '*', 'by', 'direct'));
+    link.heal();
+    await restored(1);
+    expect(await idsOf('s')).toEqual([...old, ...young, ...straight]);
+    await link.close();
+  });
+
+  test('a stream that went back on a server that stayed, made up for in number by direct clients', async () => {
+    await begin(60_000);
+    const old = await fill('s', 5);
+    const dump = await direct.dumpBuffer('s');
+    const young = await fill('s', 3, 5);
+    for (let n = 0; n < 3; n += 1) await sidecar.recovery.look();
+    await direct.restore('s', 0, dump, 'REPLACE');
+    const straight: (string | null)[] = [];
+    for (let n = 0; n < 4; n += 1) straight.push(await direct.xadd('s', '*', 'by', 'direct'));
+    for (let n = 0; n < 2; n += 1) await sidecar.recovery.look();
+    await restored(1);
+    expect(await idsOf('s')).toEqual([...old, ...young, ...straight]);
   });
 
   test('REPLICAOF somewhere else, and back', async () => {

@@ -1,0 +1,66 @@
+/**
+ * Looks whether committed entries are in the KV store. Counting alone cannot tell after the KV store went back to an older state:
+ * clients that write to it directly may have made up in number for what is missing, and its last ID is theirs. So when the KV
+ * store has become another one (restarted, failed over, promoted), the newest rows are looked for themselves: whatever was
+ * lost then came last.
+ *
+ *   rows in the ledger ──▶ the same IDs in the KV store ──▶ its first ID and max-deleted-entry-id ──▶ deletions
+ *
+ * Read in this order, so that what moves meanwhile is no loss: a row is committed after its entry is there, and goes by an
+ * intention. What is below the stream's first entry was trimmed, what is not above max-deleted-entry-id may have been deleted by
+ * a client that went past Holdfast.
+ */
+import { byteaArray } from '../ledger/binary-array.ts';
+import { encodeFields } from '../ledger/entry-fields.ts';
+import { formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import type { Ledger } from '../ledger/ledger.ts';
+import type { KnownStream } from './compare.ts';
+import type { KvConnection } from './kv-connection.ts';
+import { readSnapshot } from './kv-snapshot.ts';
+
+/** Far more than the ledger takes between two looks. */
+const ROWS_MAX = 100_000;
+const PAGE_ENTRIES = 1000;
+
+/** The ID of a committed entry that the KV store does not have; `undefined` where it has all that were looked for. */
+export async function missingEntry(
+  ledger: Ledger,
+  connection: KvConnection,
+  known: KnownStream,
+): Promise<Buffer | undefined> {
+  // Up to reconciledId everything was there at the look before the last: its newest row, and all since.
+  const { rows } = await ledger.pool.query<{ id: Buffer; fields: Buffer }>(
+    `(SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id > $2 ORDER BY id DESC LIMIT ${ROWS_MAX})
+     UNION ALL
+     (SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id <= $2 ORDER BY id DESC LIMIT 1)
+     ORDER BY id`,
+    [known.streamId, known.reconciledId],
+  );
+  const missing = new Map(rows.map((row) => [row.id.toString('latin1'), row]));
+  let from = rows[0] === undefined ? undefined : formatEntryId(rows[0].id);
+  while (from !== undefined && missing.size > 0) {
+    const page = (await connection.command(known.database, [
+      ...['XRANGE', known.name, from, '+', 'COUNT', PAGE_ENTRIES],
+    ])) as [Buffer, Buffer[]][];
+    for (const [idText, fields] of page) {
+      const id = parseEntryId(idText)!.toString('latin1');
+      if (missing.get(id)?.fields.equals(encodeFields(fields)) === true) missing.delete(id);
+    }
+    const last = page.length < PAGE_ENTRIES ? undefined : page.at(-1)![0];
+    from = last === undefined ? undefined : `(${last.toString('latin1')}`;
+  }
+  if (missing.size === 0) return undefined;
+
+  const { streams } = await readSnapshot(connection, [{ database: known.database, name: known.name, groups: [] }]);
+  const actual = streams[0]!;
+  if (typeof actual === 'string' || actual.firstId === undefined) return undefined;
+  const floor = maxEntryId(actual.firstId, actual.maxDeletedId);
+  const candidates = [...missing.values()].map((row) => row.id).filter((id) => id.compare(floor) > 0);
+  if (candidates.length === 0) return undefined;
+  const { rows: deleted } = await ledger.pool.query<{ id: Buffer }>(
+    `SELECT id FROM holdfast.deletion WHERE stream_id = $1 AND id = ANY ($2::bytea[])`,
+    [known.streamId, byteaArray(candidates)],
+  );
+  const gone = new Set(deleted.map(({ id }) => id.toString('latin1')));
+  return candidates.find((id) => !gone.has(id.toString('latin1')));
+}
