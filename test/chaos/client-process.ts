@@ -43,6 +43,7 @@ export function connectClient(port: number, database: number, protocol: 2 | 3 = 
     retryStrategy: (attempts) => Math.min(20 * attempts, 250),
     reconnectOnError: () => false,
   });
+  client.setMaxListeners(0);
   // Each request's own rejection tells of the fault; a client without this listener would print it as well.
   client.on('error', (error) => {
     // ioredis goes on in database 0 when the SELECT of a new connection was refused, which would be this client's own loss.
@@ -59,22 +60,33 @@ function isRefusedSelect(error: unknown): boolean {
 /** Longer than any fault, and than what Holdfast may hold a request for: who is not answered by then never will be. */
 const ANSWER_MS_MAX = 25_000;
 
+/** ioredis may forget a request when its connection closes; it has this long to say so itself. */
+const FORGOTTEN_MS = 1000;
+
 /**
  * What `request` comes to. Without an answer in time (`blockMs` apart) it rejects with `NO_ANSWER`, and the client takes a new
  * connection: a reply that is missing must not stop the client for the rest of the run, and must be told in the report.
  */
 export async function answered<T>(client: Redis, request: Promise<T>, blockMs = 0): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const limit = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
+  let limit: NodeJS.Timeout | undefined;
+  let forgotten: NodeJS.Timeout | undefined;
+  let closed = (): void => {};
+  const failure = new Promise<never>((_, reject) => {
+    closed = () => {
+      forgotten ??= setTimeout(() => reject(new Error('Connection is closed.')), FORGOTTEN_MS);
+    };
+    client.on('close', closed);
+    limit = setTimeout(() => {
       reject(new Error(`${NO_ANSWER} within ${ANSWER_MS_MAX} ms`));
       client.disconnect(true);
     }, blockMs + ANSWER_MS_MAX);
   });
   try {
-    return await Promise.race([request, limit]);
+    return await Promise.race([request, failure]);
   } finally {
-    clearTimeout(timer);
+    client.off('close', closed);
+    clearTimeout(limit);
+    clearTimeout(forgotten);
   }
 }
 
