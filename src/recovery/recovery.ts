@@ -350,9 +350,14 @@ export class Recovery {
   async takeInGroup(stream: Stream, name: Buffer, replace: boolean): Promise<void> {
     const connection = await this.#connect();
     const text = name.toString('latin1');
-    const snapshot = await readSnapshot(connection, [{ database: stream.database, name: stream.name, groups: [text] }]);
-    const actual = snapshot.streams[0]!;
-    const group = typeof actual === 'string' ? undefined : actual.groups.get(text);
+    const look = async (groups: readonly string[]) => {
+      const request = { database: stream.database, name: stream.name, groups };
+      const actual = (await readSnapshot(connection, [request])).streams[0]!;
+      return typeof actual === 'string' ? undefined : actual.groups.get(text);
+    };
+    let group = await look([]);
+    // XPENDING only where there is something pending: for a group that was destroyed it would count as an error in INFO.
+    if (group !== undefined && group.pending > 0) group = await look([text]);
     const checkpointId = group === undefined ? undefined : checkpointOf(group);
     const state =
       group === undefined || checkpointId === undefined

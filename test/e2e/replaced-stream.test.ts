@@ -41,3 +41,20 @@ test('a client that reads by group from a stream that is deleted hears so', asyn
   };
   expect(await deleted(twins.throughPort)).toBe(await deleted(twins.directPort));
 });
+
+test('a group that is destroyed under its reader counts as one error in INFO', async () => {
+  const errors = async (port: number) => {
+    const [reader, other] = await Promise.all([connectRaw(port), connectRaw(port)]);
+    await other.send('CONFIG', 'RESETSTAT');
+    await other.send('XGROUP', 'CREATE', 'destroyed', 'group', '$', 'MKSTREAM');
+    const read = reader.send('XREADGROUP', 'GROUP', 'group', 'me', 'BLOCK', '0', 'STREAMS', 'destroyed', '>');
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const [reply] = await Promise.all([read, other.send('XGROUP', 'DESTROY', 'destroyed', 'group')]);
+    const info = replyValue(await other.send('INFO', 'errorstats'));
+    await Promise.all([reader.close(), other.close()]);
+    return [reply.raw.toString(), /errorstat_NOGROUP:count=\d+/.exec(String(info))?.[0]];
+  };
+  const direct = await errors(twins.directPort);
+  expect(direct[1]).toBe('errorstat_NOGROUP:count=1');
+  expect(await errors(twins.throughPort)).toEqual(direct);
+});
