@@ -11,12 +11,14 @@ import { runCrossTalk } from './cross-talk.ts';
 import { describeMismatch, fuzzFrames } from './differential.ts';
 import { footprint, runLifecycles } from './lifecycles.ts';
 import { idleClients, stalledReader } from './memory.ts';
+import { fuzzScanner } from './scanner-frames.ts';
 import { runIsolation } from './scope-isolation.ts';
 import { MUTATIONS, runMutation } from './scope-mutations.ts';
 import { startTwins, type TwinOptions, type Twins } from './twins.ts';
 
 const USAGE = `usage: npm run fuzz -- [options]; each part runs when it is asked for
   --frames N        request frames, whole and broken, compared byte for byte with a direct server
+  --scanner N       mutated request frames, to the scanner alone in this process, compared with redis-parser
   --commands N      requests of every documented command, compared with a direct server
   --cross-talk S    seconds of clients that verify that each reply is their own
   --clients N       how many of those (default: 200)
@@ -43,6 +45,7 @@ async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
       frames: { type: 'string' },
+      scanner: { type: 'string' },
       commands: { type: 'string' },
       'cross-talk': { type: 'string' },
       clients: { type: 'string', default: '200' },
@@ -66,6 +69,7 @@ async function main(): Promise<number> {
   const seed = Number(values.seed ?? Date.now() % 1_000_000_000);
   say(`seed ${seed}`);
   const server = values.server as KvBinary;
+  if (values.scanner !== undefined) return scannerFrames(seed, Number(values.scanner)) ? 0 : 1;
   if (values['scope-leaks']) return (await plantedLeaks(server, seed)) ? 0 : 1;
   if (values.scope !== undefined) return (await isolation(server, seed, Number(values.scope))) ? 0 : 1;
   const twins = await startTwins({
@@ -129,6 +133,27 @@ async function frames(twins: Twins, seed: number, count: number, mismatchesMax: 
   say(`${report.frames} frames in ${report.payloads} connections, ${report.mismatches.length} answered otherwise`);
   for (const mismatch of report.mismatches) say(describeMismatch(mismatch));
   return report.mismatches.length === 0;
+}
+
+function scannerFrames(seed: number, count: number): boolean {
+  const startedAt = performance.now();
+  let said = 0;
+  const report = fuzzScanner({
+    seed,
+    frames: count,
+    failuresMax: 10,
+    onProgress: (done) => {
+      if (done - said < 500_000) return;
+      said = done;
+      say(`  ${done} frames, ${Math.round(done / ((performance.now() - startedAt) / 1000))} a second`);
+    },
+  });
+  for (const failure of report.failures) say(failure);
+  say(
+    `${report.frames} frames in ${report.mutants} mutants (${report.malformed} malformed) in the scanner alone, ` +
+      `${report.failures.length} read otherwise`,
+  );
+  return report.failures.length === 0;
 }
 
 async function commands(twins: Twins, seed: number, requests: number, mismatchesMax: number): Promise<boolean> {
