@@ -38,7 +38,7 @@ export class RequestScanner {
   /** Number of arguments the frame declares; 0 for an empty frame, -1 before the header is read. */
   argc = -1;
   /** Start and end of argument i at `2i` and `2i + 1`, relative to the start of the frame. */
-  bounds = new Int32Array(128);
+  bounds = new Int32Array(16);
   /** Arguments of an inline request, decoded; `undefined` for a multibulk frame. */
   inlineArguments: Buffer[] | undefined;
   /** False where a line did not end in CR LF although the server would take it: such a frame is encoded anew. */
