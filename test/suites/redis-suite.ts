@@ -4,7 +4,7 @@
  * 2: the suite could not be run.
  */
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { startLedgerDatabases } from '../../bench/ledger-databases.ts';
@@ -26,6 +26,7 @@ const USAGE = `usage: npm run test:redis-suite -- [options]
   --unit-timeout S     a unit that takes longer is stopped (default: 240)
   --retries N          runs again what differs, to tell flaky from different (default: 2)
   --fresh-baseline     do not take direct results from the cache
+  --results FILE       writes each unit's result there as it ends, and runs no unit again that is done there
   --out FILE           all results as JSON
 `;
 
@@ -71,29 +72,52 @@ function progress(label: string) {
   };
 }
 
+type KeptUnits = Record<string, UnitResult>;
+
+/** The results kept in `file`, by a key of the caller's; none where it does not exist yet. */
+function readKept(file: string): KeptUnits {
+  try {
+    return JSON.parse(readFileSync(file, 'utf8')) as KeptUnits;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return {};
+    throw new Error(`${file}: ${String(error)}`);
+  }
+}
+
+/** Written whole or not at all: a run that is stopped leaves what was there. */
+function writeKept(file: string, kept: KeptUnits): void {
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(`${file}.new`, JSON.stringify(kept));
+  renameSync(`${file}.new`, file);
+}
+
+/** Runs the units that did not come to their end in `file`, and writes each there as it ends. */
+async function runKept(
+  sources: RedisSources,
+  options: SuiteOptions,
+  file: string | undefined,
+  label: string,
+): Promise<UnitResult[]> {
+  const kept = file === undefined ? {} : readKept(file);
+  const keyOf = (unit: string) => `${label} ${unit}`;
+  const missing = options.units.filter((unit) => kept[keyOf(unit)]?.outcome !== 'done');
+  const save = (result: UnitResult) => {
+    kept[keyOf(result.unit)] = result;
+    if (file !== undefined) writeKept(file, kept);
+    progress(label)(result);
+  };
+  await runUnits(sources, { ...options, units: missing, onUnit: save });
+  return options.units.map((unit) => kept[keyOf(unit)]!);
+}
+
 /** Direct results change only with the server and the suite: they are kept beside the sources. */
-async function baseline(sources: RedisSources, options: SuiteOptions, fresh: boolean): Promise<UnitResult[]> {
+function baseline(sources: RedisSources, options: SuiteOptions, fresh: boolean): Promise<UnitResult[]> {
   const serverVersion = execFileSync(options.server, ['--version'], { encoding: 'utf8' });
   const version = `${sources.version}-${/v=(\S+)/.exec(serverVersion)?.[1]}`.replace(/[^\w.-]/g, '_');
   const tags = options.tags.replace(/[^\w-]/g, '_');
   const file = join(cacheDirectory(), 'baseline', `${options.server}-${options.variant}-${tags}-${version}.json`);
-  let kept: Record<string, UnitResult> = {};
-  try {
-    if (!fresh) kept = JSON.parse(readFileSync(file, 'utf8')) as Record<string, UnitResult>;
-  } catch {
-    // No baseline yet.
-  }
-  const missing = options.units.filter((unit) => kept[unit] === undefined);
-  if (missing.length > 0) {
-    const save = (result: UnitResult) => {
-      kept[result.unit] = result;
-      mkdirSync(dirname(file), { recursive: true });
-      writeFileSync(file, JSON.stringify(kept));
-      progress(`${options.server} ${options.variant} direct`)(result);
-    };
-    await runUnits(sources, { ...options, target: 'direct', units: missing, onUnit: save });
-  }
-  return options.units.map((unit) => kept[unit]!);
+  if (fresh) rmSync(file, { force: true });
+  return runKept(sources, { ...options, target: 'direct' }, file, `${options.server} ${options.variant} direct`);
 }
 
 /** Runs differing units again, directly too: what passes in any run through, or fails in a direct one, is flaky. */
@@ -132,6 +156,7 @@ async function main(): Promise<number> {
       'unit-timeout': { type: 'string', default: '240' },
       retries: { type: 'string', default: '2' },
       'fresh-baseline': { type: 'boolean', default: false },
+      results: { type: 'string' },
       out: { type: 'string' },
       help: { type: 'boolean', default: false },
     },
@@ -172,8 +197,8 @@ async function main(): Promise<number> {
       comparisons.push({ server, variant, target: 'direct', units: direct, differences: [], flaky: [] });
       for (const target of targets) {
         if (target === 'direct') continue;
-        const onUnit = progress(`${server} ${variant} ${target}`);
-        const through = await runUnits(sources, { ...options, target, onUnit });
+        const label = `${server} ${variant} ${target}${dataPlaneOnly ? ' data-plane' : ''} ${values.tags}`;
+        const through = await runKept(sources, { ...options, target }, values.results, label);
         const known = KNOWN_DIFFERENCES.filter((each) => each.target === undefined || each.target === target);
         const first = differences(direct, through, known);
         const { real, flaky } = await settle(sources, { ...options, target }, first, Number(values.retries));
