@@ -26,6 +26,7 @@ import { HoldfastError, messageOf } from './errors.ts';
 import { isOwnPush } from './intercept/hide-own-keys.ts';
 import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
+import { Retention } from './ledger/retention.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
 import { addCacheMetrics, cacheFigures, cacheInfoFields } from './operations/cache-figures.ts';
 import { type Readiness, startHttpServer } from './operations/http-server.ts';
@@ -36,6 +37,7 @@ import { createLogger } from './operations/logger.ts';
 import { mergeStatus } from './operations/merge-status.ts';
 import { addFigures, createMetrics } from './operations/metrics.ts';
 import { proxyFigures } from './operations/proxy-figures.ts';
+import { retentionFigures } from './operations/retention-figures.ts';
 import type { StatusReport } from './operations/status-report.ts';
 import { joinPrimary, type Member } from './processes/member.ts';
 import { startMembers } from './processes/primary.ts';
@@ -65,6 +67,7 @@ export interface Holdfast {
   stop(): Promise<void>;
 }
 
+const DAY_MS = 86_400_000;
 const DRAIN_MS = 5000;
 /** One part that does not end must not keep the others, and all of them together not who waits for the process. */
 const STOP_MS = 20_000;
@@ -325,6 +328,14 @@ async function compose(
     log,
   });
   steps.onStop('recovery', () => recovery.stop());
+  const retention = new Retention({
+    ledger,
+    retentionMs: config.ledger.retentionDays * DAY_MS,
+    leader: () => recovery.status(),
+    log,
+  });
+  retention.start();
+  steps.onStop('retention', () => retention.stop());
 
   const scopeAdmin = connectScopeAdmin(target);
   steps.onStop('scopes', () => scopeAdmin.close());
@@ -408,7 +419,12 @@ async function compose(
   const inspector = inspectKv(target);
   steps.onStop('KV inspector', () => inspector.stop());
   const metrics = createMetrics();
-  addFigures(metrics, [...proxyFigures(proxy), ...ledgerFigures(ledger, recovery), ...cacheFigures(cache)]);
+  addFigures(metrics, [
+    ...proxyFigures(proxy),
+    ...ledgerFigures(ledger, recovery),
+    ...retentionFigures(retention),
+    ...cacheFigures(cache),
+  ]);
   addCacheMetrics(metrics, cache);
   const addresses = proxy.addresses.map(addressOf);
 
@@ -435,7 +451,7 @@ async function compose(
         ...(kvServer === undefined ? {} : { restarts: servers.kvRestarts() ?? 0 }),
         ...(kvServer?.pid === undefined ? {} : { processId: kvServer.pid }),
       },
-      ledger: await reportLedger(ledger, recovery, {
+      ledger: await reportLedger(ledger, recovery, retention, {
         where: placeOf(databaseUrl),
         embedded: config.ledger.databaseUrl === undefined,
       }),

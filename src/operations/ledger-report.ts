@@ -1,6 +1,9 @@
 /** What the ledger knows of streams, their groups and past recoveries, for status. Bounded: the busiest come first. */
 import { formatEntryId } from '../ledger/entry-id.ts';
+import type { IdleGroup } from '../ledger/idle-groups.ts';
 import type { Ledger } from '../ledger/ledger.ts';
+import type { LedgerSize } from '../ledger/ledger-size.ts';
+import type { Retention } from '../ledger/retention.ts';
 import type { Recovery } from '../recovery/recovery.ts';
 
 export interface GroupReport {
@@ -49,6 +52,10 @@ export interface LedgerReport {
   /** Empty while the ledger is not available. */
   readonly streams: readonly StreamReport[];
   readonly recoveries: readonly RecoveryReport[];
+  /** How great it is, partition by partition; absent until it was first measured. */
+  readonly size?: LedgerSize;
+  /** Groups that have not moved for as long as the ledger keeps entries. */
+  readonly idleGroups: readonly IdleGroup[];
 }
 
 export const LAG_ENTRIES_MAX = 10_000;
@@ -171,10 +178,12 @@ async function readRecoveries(ledger: Ledger): Promise<RecoveryReport[]> {
 export async function reportLedger(
   ledger: Ledger,
   recovery: Recovery,
+  retention: Pick<Retention, 'status'>,
   place: { readonly where: string; readonly embedded: boolean },
 ): Promise<LedgerReport> {
   const { commit } = ledger.metrics();
   const { state, leads, lossesTotal, restoresTotal, lastError } = recovery.status();
+  const { size, idleGroups } = retention.status();
   const report = {
     ...place,
     streamsTotal: ledger.streams.size,
@@ -184,6 +193,8 @@ export async function reportLedger(
     leads,
     lossesTotal,
     restoresTotal,
+    ...(size === undefined ? {} : { size }),
+    idleGroups,
     ...(lastError === undefined ? {} : { lastError }),
   };
   const unavailable = { ...report, available: false, streams: [], recoveries: [] };

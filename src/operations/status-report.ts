@@ -64,12 +64,24 @@ function kvRows(kv: StatusReport['kv']): Row[] {
   return rows;
 }
 
+function sizeRows({ size, idleGroups }: LedgerReport): Row[] {
+  const idle = idleGroups.map(
+    ({ group, stream, idleSince }): Row => ['', `group ${group} of ${stream} has not moved since ${idleSince}`],
+  );
+  if (size === undefined) return idle;
+  const { bytes, rows, partitions, oldestRowAt, rowsPerDay } = size;
+  const since = oldestRowAt === undefined ? '' : `, oldest of ${oldestRowAt}`;
+  const text = `${formatBytes(bytes)}, about ${rows} rows in ${partitions.length} partitions, ${rowsPerDay} a day${since}`;
+  return [['Ledger size', text], ...idle];
+}
+
 function ledgerRows(ledger: LedgerReport): Row[] {
   const place = ledger.embedded ? `embedded at ${ledger.where}` : ledger.where;
   const state = ledger.available ? 'available' : 'NOT AVAILABLE';
   const leader = ledger.leads ? ', leads' : '';
   return [
     ['Ledger', `${state}, ${place}, ${ledger.committedTotal} entries committed, ${ledger.waitingRows} waiting`],
+    ...sizeRows(ledger),
     [
       'Recovery',
       `${ledger.state}${leader}, ${ledger.lossesTotal} losses noticed, ${ledger.restoresTotal} streams restored`,
