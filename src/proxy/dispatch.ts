@@ -224,7 +224,8 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           return;
         case 'multi':
         case 'watch':
-          forward(session, request);
+          // Not queued, but refused by the server: in a scope with physical names, as everything.
+          send(session, request, Pin.transaction);
           return;
         case 'subscribe':
         case 'unsubscribe':

@@ -239,6 +239,7 @@ function batchOf(random: Random, campaign: Campaign, tenant: Tenant, protocol: 2
     if (dice < 4) {
       if (random.chance(0.3)) batch.push(['WATCH', commands.key('string'), commands.key('list')]);
       batch.push(['MULTI']);
+      if (random.chance(0.1)) batch.push(['WATCH', commands.key('string')]);
       for (let queued = 1 + random.below(6); queued > 0; queued -= 1) batch.push(plainOrWith(commands.next()));
       batch.push([random.chance(0.9) ? 'EXEC' : 'DISCARD']);
     } else if (dice < 7 && protocol === 3) batch.push(commands.listen());

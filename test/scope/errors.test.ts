@@ -4,7 +4,7 @@ import { HoldfastError } from '../../src/errors.ts';
 import { hideOwnKeysInterceptor } from '../../src/intercept/hide-own-keys.ts';
 import type { Interceptor } from '../../src/intercept/interceptor.ts';
 import { startKv } from '../support/servers.ts';
-import { asking, startScopedProxy } from './scoped-proxy.ts';
+import { type Ask, asking, startScopedProxy } from './scoped-proxy.ts';
 
 /** Fails as interceptors of streams do, naming what they know. */
 const failing: Interceptor = {
@@ -44,6 +44,14 @@ describe.each(['redis', 'valkey'] as const)('errors in a scope on %s', (server) 
     await a('MULTI');
     for (const command of ['DBSIZE', 'RANDOMKEY']) await a(command);
     expect(await a('EXEC')).toEqual([1, 'k']);
+    const watchInside = async (ask: Ask): Promise<unknown[]> => {
+      const seen: unknown[] = [];
+      for (const args of [['SET', 'k', 'v'], ['MULTI'], ['WATCH', 'k', 'other'], ['GET', 'k'], ['EXEC']]) {
+        seen.push(await ask(...(args as [string])));
+      }
+      return seen;
+    };
+    expect(await watchInside(a)).toEqual(await watchInside(direct));
     const sha = '0'.repeat(40);
     if (server === 'valkey') expect(await a('SCRIPT', 'SHOW', sha)).toBe(await direct('SCRIPT', 'SHOW', sha));
     for (const more of [[], [sha, sha]]) {
