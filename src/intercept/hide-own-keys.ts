@@ -1,15 +1,18 @@
 /**
- * The keys that Holdfast keeps in the KV store (the witness, streams under restoration, leases) are hidden from KEYS, SCAN,
+ * The keys that Holdfast keeps in the KV store (the witness, streams under restoration, leases, scripts) are hidden from KEYS, SCAN,
  * DBSIZE and RANDOMKEY, and from notifications and invalidations, so that a client that walks the keyspace finds its own keys only.
  */
 import { LEASES_KEY, OWNERS_KEY, RELEASED_KEY } from '../cache/lease-scripts.ts';
 import { WITNESS_KEY } from '../recovery/witness.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
+import { SCRIPTS_KEY } from '../scope/script-store.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
 
 const OWN_PREFIX = Buffer.from(WITNESS_KEY);
-const EXISTS_OWN = ['EXISTS', WITNESS_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY].map((word) => Buffer.from(word));
+const EXISTS_OWN = ['EXISTS', WITNESS_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY, SCRIPTS_KEY].map((word) =>
+  Buffer.from(word),
+);
 /** How often RANDOMKEY is asked again before the keyspace counts as holding nothing but Holdfast's keys. */
 const RANDOM_TRIES = 100;
 

@@ -55,10 +55,13 @@ export function runScript(scoped: ScopedExchange): void | Promise<void> {
   }
   if (bySha) {
     const script = scripts.find(session.identity.owner, args[1]!.toString('latin1'));
-    // The server has its own words for a script that it does not know.
-    if (script === undefined) exchange.args = rewriteRequest(scoped.scope, scoped.rule, args).args.with(1, UNKNOWN_SHA);
-    else send(scoped, script, Buffer.from(sentFor(scoped.scope, script).sha));
-    return;
+    const runLoaded = (loaded: WrappedScript | undefined): void => {
+      // The server has its own words for a script that it does not know.
+      if (loaded === undefined)
+        exchange.args = rewriteRequest(scoped.scope, scoped.rule, args).args.with(1, UNKNOWN_SHA);
+      else send(scoped, loaded, Buffer.from(sentFor(scoped.scope, loaded).sha));
+    };
+    return script instanceof Promise ? script.then(runLoaded) : runLoaded(script);
   }
   const found = scripts.add(session.identity.owner, args[1]!);
   const run = (script: WrappedScript | ScriptRefusal): void => {
@@ -79,50 +82,49 @@ function send({ exchange, scope, rule }: ScopedExchange, script: WrappedScript, 
   });
 }
 
-export function loadScript(scoped: ScopedExchange): void | Promise<void> {
+export async function loadScript(scoped: ScopedExchange): Promise<void> {
   requireFence(scoped);
   const { exchange, session, scope, scripts } = scoped;
   const { args } = exchange;
   if (args.length !== 3) return;
-  const found = scripts.add(session.identity.owner, args[2]!);
-  const load = (script: WrappedScript | ScriptRefusal): void => {
-    if (script instanceof ScriptRefusal) {
-      answerError(exchange, script.text);
-      return;
-    }
-    exchange.args = args.with(2, sentFor(scope, script).text);
-    exchange.onReply((frame) => (isError(frame) ? frame : encode.bulk(script.sha)));
-  };
-  return found instanceof Promise ? found.then(load) : load(found);
+  const script = await scripts.load(session.identity.owner, args[2]!);
+  if (script instanceof ScriptRefusal) {
+    answerError(exchange, script.text);
+    return;
+  }
+  exchange.args = args.with(2, sentFor(scope, script).text);
+  exchange.onReply((frame) => (isError(frame) ? frame : encode.bulk(script.sha)));
 }
 
-export function scriptsExist({ exchange, session, scope, scripts }: ScopedExchange): void {
-  exchange.args = exchange.args.map((sha, at) => {
-    if (at < 2) return sha;
-    const script = scripts.find(session.identity.owner, sha.toString('latin1'));
-    return script === undefined ? UNKNOWN_SHA : Buffer.from(sentFor(scope, script).sha);
-  });
+export async function scriptsExist({ exchange, session, scope, scripts }: ScopedExchange): Promise<void> {
+  const args = [...exchange.args];
+  for (const [at, sha] of args.entries()) {
+    if (at < 2) continue;
+    const script = await scripts.find(session.identity.owner, sha.toString('latin1'));
+    args[at] = script === undefined ? UNKNOWN_SHA : Buffer.from(sentFor(scope, script).sha);
+  }
+  exchange.args = args;
 }
 
 /** The KV store keeps them, for others may have loaded the same; nobody of this identity can run them any more. */
-export function flushScripts({ exchange, session, scripts }: ScopedExchange): void {
+export async function flushScripts({ exchange, session, scripts }: ScopedExchange): Promise<void> {
   const [, , mode, ...more] = exchange.args;
   if (more.length > 0 || (mode !== undefined && !/^a?sync$/i.test(mode.toString('latin1')))) {
     answerError(exchange, 'ERR SCRIPT FLUSH only support SYNC|ASYNC option');
     return;
   }
-  scripts.forget(session.identity.owner);
+  await scripts.forget(session.identity.owner);
   exchange.respond(encode.OK);
 }
 
 /** Answered here whatever it asks: the KV store knows wrapped scripts only, and does not let scopes see them. */
-export function showScript({ exchange, session, scripts }: ScopedExchange): void {
+export async function showScript({ exchange, session, scripts }: ScopedExchange): Promise<void> {
   const [, , sha, ...more] = exchange.args;
   if (sha === undefined || more.length > 0) {
     answerError(exchange, "ERR wrong number of arguments for 'script|show' command");
     return;
   }
-  const script = scripts.find(session.identity.owner, sha.toString('latin1'));
+  const script = await scripts.find(session.identity.owner, sha.toString('latin1'));
   if (script === undefined) answerError(exchange, 'NOSCRIPT No matching script.');
   else exchange.respond(encode.bulk(script.body));
 }

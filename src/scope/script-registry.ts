@@ -3,12 +3,14 @@
  * belong to an owner (an identity): nobody can run, list or show another's.
  *
  * A script must compile alone before it is wrapped (see lua-wrapper.ts); the KV store's own Lua judges that, without
- * running anything. What was judged once is kept, up to `SCRIPT_BYTES_MAX`; a script that was dropped is unknown again,
- * which clients are used to from servers that restart.
+ * running anything. What was judged once is kept, up to `SCRIPT_BYTES_MAX`. What other processes loaded is found in the KV
+ * store (script-store.ts); that they flushed is noticed within `FLUSH_CHECK_MS` of use. A script that is in neither place is
+ * unknown, which clients are used to from servers that restart.
  */
 import { createHash } from 'node:crypto';
 import { KNOWN_GLOBALS, wrapScript } from './lua-wrapper.ts';
 import type { ScopeAdmin } from './scope-admin.ts';
+import { scriptStore } from './script-store.ts';
 
 export interface WrappedScript {
   /** SHA1 of the client's script, 40 lower-case hex digits. */
@@ -38,9 +40,12 @@ export class ScriptRefusal {
 export interface ScriptRegistry {
   /** Takes a script in. Synchronous for one that is known; otherwise the KV store is asked. Rejects with KVDOWN. */
   add(owner: string, body: Buffer): WrappedScript | Promise<WrappedScript | ScriptRefusal>;
-  /** By SHA1 in any letter case, among the owner's own. */
-  find(owner: string, sha: string): WrappedScript | undefined;
-  forget(owner: string): void;
+  /** As `add`, for other processes too. */
+  load(owner: string, body: Buffer): Promise<WrappedScript | ScriptRefusal>;
+  /** By SHA1 in any letter case, among the owner's own. A promise where the KV store has to be asked; it never rejects. */
+  find(owner: string, sha: string): WrappedScript | Promise<WrappedScript | undefined>;
+  /** Rejects where the KV store does not answer: nothing is forgotten then. */
+  forget(owner: string): Promise<void>;
   /**
    * Judges a piece of Lua without running it: `0` where it compiles alone, else the compiler's message. `wrapped` are
    * forms of it in order of preference: the number of the first that compiles too is given.
@@ -50,8 +55,10 @@ export interface ScriptRegistry {
   unknownGlobals(): Promise<readonly string[]>;
 }
 
+const FLUSH_CHECK_MS = 1000;
 const SCRIPT_BYTES_MAX = 64 * 1024 * 1024;
 const ESCAPE = 27;
+const SHA1 = /^[0-9a-f]{40}$/;
 
 const COMPILE = `
 local f,e=loadstring(ARGV[2],ARGV[1])
@@ -77,6 +84,9 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
   /** Of all owners, least recently used first. */
   const scripts = new Map<string, WrappedScript>();
   let scriptBytes = 0;
+  const store = scriptStore(admin);
+  /** Of each owner: how often its scripts were flushed, as far as known, and when that was asked. */
+  const flushes = new Map<string, { count: number | undefined; checkedAt: number }>();
   let globals: { generation: number; names: Promise<readonly string[]> } | undefined;
 
   const keyOf = (owner: string, sha: string): string => `${sha}${owner}`;
@@ -103,13 +113,46 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     }
   }
 
-  function find(owner: string, sha: string): WrappedScript | undefined {
-    const key = keyOf(owner, sha.toLowerCase());
+  function known(owner: string, sha: string): WrappedScript | undefined {
+    const key = keyOf(owner, sha);
     const script = scripts.get(key);
     if (script === undefined) return undefined;
     scripts.delete(key);
     scripts.set(key, script);
+    checkFlushes(owner);
     return script;
+  }
+
+  /** Looks, while nobody waits, whether the owner's scripts were flushed through another process. */
+  function checkFlushes(owner: string): void {
+    const now = Date.now();
+    const seen = flushes.get(owner) ?? { count: undefined, checkedAt: 0 };
+    if (now - seen.checkedAt < FLUSH_CHECK_MS) return;
+    flushes.set(owner, seen);
+    seen.checkedAt = now;
+    store.flushes(owner).then(
+      (count) => {
+        if (seen.count !== undefined && count > seen.count) dropAll(owner);
+        seen.count = count;
+      },
+      () => undefined,
+    );
+  }
+
+  function dropAll(owner: string): void {
+    for (const [key] of scripts) if (key.slice(40) === owner) drop(key);
+  }
+
+  async function fetch(owner: string, sha: string): Promise<WrappedScript | undefined> {
+    if (!SHA1.test(sha)) return undefined;
+    try {
+      const body = await store.get(owner, sha);
+      const script = body === undefined ? undefined : await wrap(owner, sha, body);
+      return script instanceof ScriptRefusal ? undefined : script;
+    } catch {
+      // Not to be had now: unknown, and the client will load it again.
+      return undefined;
+    }
   }
 
   function unknownGlobals(): Promise<readonly string[]> {
@@ -160,17 +203,30 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
       tailCallLine: tailCallLine(body.toString('latin1')),
     };
     keep(owner, script);
+    checkFlushes(owner);
     return script;
   }
 
+  function add(owner: string, body: Buffer): WrappedScript | Promise<WrappedScript | ScriptRefusal> {
+    const sha = sha1(body);
+    return known(owner, sha) ?? wrap(owner, sha, body);
+  }
+
   return {
-    add(owner, body) {
-      const sha = sha1(body);
-      return find(owner, sha) ?? wrap(owner, sha, body);
+    add,
+    async load(owner, body) {
+      const script = await add(owner, body);
+      // A KV store that takes no writes now takes the script all the same; only other processes do not hear of it.
+      if (!(script instanceof ScriptRefusal)) await store.put(owner, script.sha, body).catch(() => undefined);
+      return script;
     },
-    find,
-    forget(owner) {
-      for (const [key] of scripts) if (key.slice(40) === owner) drop(key);
+    find(owner, sha) {
+      const lower = sha.toLowerCase();
+      return known(owner, lower) ?? fetch(owner, lower);
+    },
+    async forget(owner) {
+      await store.flush(owner);
+      dropAll(owner);
     },
     compile,
     unknownGlobals,
