@@ -100,6 +100,8 @@ const NOTHING_ACKNOWLEDGED = { acknowledged: [], earlier: 0 };
 const HANGING_MS_MAX = 10_000;
 const LEAD_WITHOUT_KV_MS = 2_000;
 const DISCOVERY_MS_MAX = 1_000;
+/** A restore is mostly waiting for the other end. Each holds up to three connections to the KV store and one to Postgres. */
+const STREAMS_MENDED_AT_ONCE = 4;
 /** XINFO of so many streams blocks the KV store for well under a millisecond. */
 const STREAMS_PER_SNAPSHOT = 64;
 
@@ -798,7 +800,7 @@ export class Recovery {
     }
   }
 
-  /** The leader's work: restores and backlogs, one after the other, again when something came meanwhile. */
+  /** The leader's work: restores and backlogs, a few streams at a time, again when something came meanwhile. */
   #work(): void {
     if (this.#working !== undefined) {
       this.#workAgain = true;
@@ -828,15 +830,20 @@ export class Recovery {
         WHERE ended_at IS NULL AND stream_id IN (SELECT stream_id FROM holdfast.backlog)`,
     );
     if (rows.length === 0) return;
-    const streams = rows.map((row) => Number(row.stream_id));
-    for (const streamId of streams) {
-      if (this.#stopped || this.#state !== 'open' || !this.#leadership.leads) return;
-      try {
-        await this.#mend(streamId);
-      } catch (thrown) {
-        await this.#mendFailed(streamId, thrown);
+    const streams = rows.map((row) => Number(row.stream_id)).values();
+    const mendNext = async (): Promise<void> => {
+      for (const streamId of streams) {
+        if (this.#stopped || this.#state !== 'open' || !this.#leadership.leads) return;
+        try {
+          await this.#mend(streamId);
+        } catch (thrown) {
+          await this.#mendFailed(streamId, thrown);
+        }
       }
-    }
+    };
+    // All must have ended before the work is over, also where one of them could not even note its failure.
+    const ends = await Promise.allSettled(Array.from({ length: STREAMS_MENDED_AT_ONCE }, mendNext));
+    for (const end of ends) if (end.status === 'rejected') throw end.reason;
   }
 
   /** What a client willed and nobody will settle any more is judged by what is there. */

@@ -80,6 +80,27 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
   });
 
+  test('several streams at the same time', async () => {
+    const database = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
+    client = sidecar.client();
+    const names = ['a', 'b', 'c', 'd', 'e', 'f'];
+    for (const name of names) await fill(name, 3);
+    await looks();
+    // Every step of a restore takes its time.
+    link.delay(10);
+    await direct.flushall();
+    await restored(names.length);
+    const { rows } = await sidecar.ledger.pool.query<{ overlapping: string }>(
+      `SELECT count(*) AS overlapping FROM holdfast.recovery AS one JOIN holdfast.recovery AS other
+          ON one.recovery_id < other.recovery_id AND one.began_at < other.completed_at AND other.began_at < one.completed_at`,
+    );
+    expect(Number(rows[0]!.overlapping)).toBeGreaterThan(0);
+    for (const name of names) expect(await idsOf(name, direct)).toHaveLength(3);
+    await link.close();
+  });
+
   test('a stream that was evicted and made anew between two looks [7b]', async () => {
     await begin(60_000);
     const ids = await fill('s', 5);
