@@ -30,6 +30,16 @@ const SUBCOMMANDS: readonly Registration[] = [
     load: async () => (await import('./operations/status-command.ts')).status,
   },
   {
+    name: 'verify',
+    summary: 'compares ledger, streams and groups of a running sidecar, entry by entry',
+    load: async () => (await import('./operations/verify-command.ts')).verify,
+  },
+  {
+    name: 'replay',
+    summary: 'adds history of a stream to it again',
+    load: async () => (await import('./operations/replay-command.ts')).replay,
+  },
+  {
     name: 'worker',
     summary: 'handles the entries of streams in a pool of threads',
     load: async () => (await import('./worker/worker-command.ts')).workerCommand(new Map()),

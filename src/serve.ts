@@ -9,6 +9,7 @@ import cluster from 'node:cluster';
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type ConnectionOptions, createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import { AggregatorRegistry } from 'prom-client';
@@ -26,6 +27,7 @@ import { HoldfastError, messageOf } from './errors.ts';
 import { isOwnPush } from './intercept/hide-own-keys.ts';
 import { createInterceptors } from './intercept/registry.ts';
 import { openLedger } from './ledger/ledger.ts';
+import { readLedgerSize } from './ledger/ledger-size.ts';
 import { Retention } from './ledger/retention.ts';
 import { streamFilter } from './ledger/stream-filter.ts';
 import { addCacheMetrics, cacheFigures, cacheInfoFields } from './operations/cache-figures.ts';
@@ -38,12 +40,13 @@ import { mergeStatus } from './operations/merge-status.ts';
 import { addFigures, createMetrics } from './operations/metrics.ts';
 import { proxyFigures } from './operations/proxy-figures.ts';
 import { retentionFigures } from './operations/retention-figures.ts';
-import type { StatusReport } from './operations/status-report.ts';
+import { formatStatus, type StatusReport } from './operations/status-report.ts';
 import { joinPrimary, type Member } from './processes/member.ts';
 import { startMembers } from './processes/primary.ts';
 import { carriageOf } from './proxy/carriage.ts';
 import { type ListenAddress, type RunningProxy, removeStaleSocket, startProxy } from './proxy/proxy.ts';
 import { startRecovery } from './recovery/recovery.ts';
+import { verify } from './recovery/verify.ts';
 import { createReloader, type Reloadable, type ReloadReport } from './reload.ts';
 import { buildFence, type Fence } from './scope/fence.ts';
 import { createIdentities, type Identities } from './scope/identities.ts';
@@ -69,6 +72,8 @@ export interface Holdfast {
 
 const DAY_MS = 86_400_000;
 const DRAIN_MS = 5000;
+/** What a comparison takes, generously. */
+const LOOK_MS = 1000;
 /** One part that does not end must not keep the others, and all of them together not who waits for the process. */
 const STOP_MS = 20_000;
 const STEP_MS_MIN = 1_000;
@@ -362,6 +367,14 @@ async function compose(
       scripts: createScriptRegistry(scopeAdmin),
       carriedAs: carriageOf,
       reload: reloadAll,
+      status: async (json) => {
+        const report = await status();
+        return json ? JSON.stringify(report) : formatStatus(report, new Date());
+      },
+      ledgerAdmin: {
+        size: () => readLedgerSize(ledger.pool),
+        verify: () => verify(ledger, target, nextLook),
+      },
       infoFields,
     }),
     prefixedKeys,
@@ -377,6 +390,12 @@ async function compose(
   steps.onStop('proxy', () => proxy.stop(DRAIN_MS));
   // First of all: who waits for a value would keep the proxy from finishing.
   steps.onStop('cache', () => cache.stop());
+
+  /** When recovery has compared twice more, wherever its leader is. */
+  async function nextLook(): Promise<void> {
+    await ledger.notify('look');
+    await sleep(2 * config.checkpoint.intervalMs + LOOK_MS);
+  }
 
   function infoFields(): Record<string, string | number> {
     const { clients, lanes, upstreamAwayMs } = proxy.status();

@@ -40,7 +40,7 @@ export const OWN_COMMANDS: readonly CommandDescription[] = [
       subcommand('checkpoint', 3),
       subcommand('commands', -2),
       subcommand('help', 2),
-      subcommand('ledger', -3),
+      subcommand('ledger', 3),
       subcommand('reload', 2),
       subcommand('replay', -3),
       subcommand('scope', -3),

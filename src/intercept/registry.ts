@@ -4,10 +4,14 @@ import type { CommandEntry } from '../command/command.ts';
 import type { ScriptRegistry } from '../scope/script-registry.ts';
 import { cacheInterceptors } from './cache-interceptors.ts';
 import { hideOwnKeysInterceptor } from './hide-own-keys.ts';
+import { holdfastCheckpoint } from './holdfast-checkpoint.ts';
 import { holdfastCommand } from './holdfast-command.ts';
 import { holdfastCommands } from './holdfast-commands.ts';
+import { holdfastLedger, type LedgerAdmin } from './holdfast-ledger.ts';
 import { holdfastReload } from './holdfast-reload.ts';
+import { holdfastReplay } from './holdfast-replay.ts';
 import { holdfastScope, holdfastWith } from './holdfast-scope.ts';
+import { holdfastStatus } from './holdfast-status.ts';
 import { infoInterceptor } from './info.ts';
 import type { Interceptor } from './interceptor.ts';
 import type { LedgerContext } from './ledger-context.ts';
@@ -22,6 +26,9 @@ export interface InterceptorParts {
   carriedAs(command: CommandEntry): string;
   /** Reads the configuration again, in all processes; gives what was done, in lines. */
   reload(): Promise<readonly string[]>;
+  /** What `holdfast status` prints, or JSON. */
+  status(json: boolean): Promise<string>;
+  readonly ledgerAdmin: LedgerAdmin;
   /** Names and values of INFO's section `# Holdfast`. */
   infoFields(): Readonly<Record<string, string | number>>;
 }
@@ -34,6 +41,10 @@ export function createInterceptors(parts: InterceptorParts): Interceptor[] {
       holdfastWith(),
       holdfastCommands(parts.carriedAs),
       holdfastReload(parts.reload),
+      holdfastStatus(parts.status),
+      holdfastCheckpoint(parts.ledger.ledger),
+      holdfastReplay(parts.ledger.ledger),
+      holdfastLedger(parts.ledgerAdmin),
     ]),
     infoInterceptor(parts.infoFields),
     hideOwnKeysInterceptor(),

@@ -2,6 +2,7 @@
 import type { Redis } from 'ioredis';
 import { loadConfig } from '../config/load-config.ts';
 import { settingsHelp } from '../config/settings.ts';
+import { workerUrl } from '../config/worker-url.ts';
 import { HoldfastError } from '../errors.ts';
 import { createLogger } from '../operations/logger.ts';
 import type { Subcommand } from '../subcommand.ts';
@@ -14,7 +15,6 @@ import {
   purgeDeadLetters,
   retryDeadLetter,
 } from './dead-letters.ts';
-import { workerUrl } from './worker-url.ts';
 
 const LIST_COUNT = 50;
 const FLAGS = {

@@ -4,13 +4,13 @@ import { formatAddress } from '../config/address.ts';
 import type { Config } from '../config/config.ts';
 import { loadConfig } from '../config/load-config.ts';
 import { settingsHelp } from '../config/settings.ts';
+import { workerUrl } from '../config/worker-url.ts';
 import { runningPostgresUrl } from '../embedded/postgres.ts';
 import { HoldfastError } from '../errors.ts';
 import { createLogger } from '../operations/logger.ts';
 import type { Subcommand } from '../subcommand.ts';
 import { type LoadedApp, loadApp } from './load-app.ts';
 import { startWorker } from './worker.ts';
-import { workerUrl } from './worker-url.ts';
 
 /** Apps that come with Holdfast, by name. */
 export type BuiltInApps = ReadonlyMap<string, () => Promise<LoadedApp>>;

@@ -1,6 +1,6 @@
-import { type Address, formatAddress } from '../config/address.ts';
-import type { Config } from '../config/config.ts';
 import { HoldfastError } from '../errors.ts';
+import { type Address, formatAddress } from './address.ts';
+import type { Config } from './config.ts';
 
 /** Where workers and their tools connect. Throws `CONFIG` where the first listener does not say how. */
 export function workerUrl(config: Config): string {
