@@ -70,6 +70,7 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       if (settled !== 'timeout') return undefined;
       if (recovery.state === 'down') {
         ledger.acknowledgements.record(stream, group, stream.epoch, ids);
+        recovery.acknowledgedAlone(stream, group.name, ids);
         await ledger.acknowledgements.flush();
         return encode.integer(ids.length);
       }

@@ -96,6 +96,9 @@ const WAIT_MS_MAX = 5_000;
 const LOOK_INTERVAL_MS_MAX = 5_000;
 /** Acknowledgements that are being looked into at one time. */
 const UNCERTAIN_MAX = 1000;
+/** XACKs owed to the KV store; what is beyond, the leader finds after an outage of its own, or it is delivered again. */
+const OWED_MAX = 100_000;
+const OWED_PER_REQUEST = 1000;
 const NOTHING_ACKNOWLEDGED = { acknowledged: [], earlier: 0 };
 const HANGING_MS_MAX = 10_000;
 const LEAD_WITHOUT_KV_MS = 2_000;
@@ -124,6 +127,8 @@ export class Recovery {
   /** The KV store may have pending what is recorded as acknowledged. */
   #applyAcknowledgements = true;
   #uncertain = 0;
+  /** Acknowledgements that this sidecar's clients gave while it could not reach the KV store. */
+  #owed: { readonly stream: Stream; readonly group: Buffer; readonly ids: readonly Buffer[] }[] = [];
   /** Counts the events after which an earlier look proves nothing. */
   #era = 0;
   #identity: ServerIdentity | undefined;
@@ -425,6 +430,26 @@ export class Recovery {
     else await this.ledger.intentions.cancel(intentions);
   }
 
+  /**
+   * The ledger alone has this acknowledgement: the KV store gets it before this sidecar lets anything through again. To be
+   * called in the tick in which `state` was seen to be `down`.
+   */
+  acknowledgedAlone(stream: Stream, group: Buffer, ids: readonly Buffer[]): void {
+    if (this.#owed.length < OWED_MAX) this.#owed.push({ stream, group, ids });
+  }
+
+  /** Some of them; an XACK that is refused is for a stream that is gone, whose restore leaves out what is recorded. */
+  async #payOwed(connection: KvConnection): Promise<void> {
+    const { database } = this.#owed[0]!.stream;
+    const others = this.#owed.findIndex(({ stream }) => stream.database !== database);
+    const paid = this.#owed.slice(0, Math.min(OWED_PER_REQUEST, others < 0 ? OWED_PER_REQUEST : others));
+    const requests = paid
+      .filter(({ stream }) => !stream.ended)
+      .map(({ stream, group, ids }): KvArgument[] => ['XACK', stream.name, group, ...ids.map(formatEntryId)]);
+    if (requests.length > 0) await connection.pipeline(database, requests);
+    this.#owed.splice(0, paid.length);
+  }
+
   /** XACK past the data plane. Rejects with KVDOWN. */
   async acknowledge(stream: Stream, group: Buffer, ids: readonly Buffer[]): Promise<void> {
     const connection = await this.#connect();
@@ -642,6 +667,7 @@ export class Recovery {
     if (before !== undefined && before.runId !== identity.runId) {
       this.#closeLanes?.(identity.runId, new HoldfastError('KVDOWN', 'another server is the KV store now'));
     }
+    while (this.#owed.length > 0) await this.#payOwed(connection);
     if (this.#era !== era) {
       this.#lookSoon();
       return;

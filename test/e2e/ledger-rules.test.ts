@@ -329,6 +329,23 @@ describe.each(kvKinds)('with %s', (kind) => {
     expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual([ids[0], ids[3]]);
   });
 
+  test('[10] an acknowledgement that one sidecar took alone reaches the KV store, which the leader never lost', async () => {
+    const cut = await link();
+    const leader = await sidecarOf();
+    const far = await sidecarOf({ kvPort: cut.port });
+    const client = far.client();
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    const ids = await add(client, 3);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual(ids);
+    cut.cut();
+    await eventually('down', () => far.recovery.state === 'down');
+    expect(await client.xack('s', 'g', ids[0]!, ids[1]!)).toBe(2);
+    expect(leader.recovery.state).toBe('open');
+    cut.heal();
+    await eventually('open', () => far.recovery.state === 'open');
+    expect((await direct.xpending('s', 'g', '-', '+', 10)).map((entry) => (entry as [string])[0])).toEqual([ids[2]]);
+  });
+
   test('[10] an acknowledgement of what was not delivered yet is none', async () => {
     const sidecar = await sidecarOf({ lookIntervalMs: NEVER_MS });
     const client = sidecar.client();
