@@ -1,6 +1,6 @@
 /**
  * GET and MGET of keys that a lease pattern names: a miss is told to one client, the others wait for its value
- * (cache/leases.ts). A hit costs no exchange. Reads inside MULTI, and by sessions that watch or track keys, are told
+ * (cache/leases.ts), across a restart of the KV store too. A hit costs no exchange. Reads inside MULTI, and by sessions that watch or track keys, are told
  * what the KV store says: there a later value would be a wrong one.
  */
 import type { CacheStatistics } from '../cache/cache-statistics.ts';
@@ -29,7 +29,11 @@ function getInterceptor(parts: LeaseParts): Interceptor {
   function see(exchange: Exchange): void {
     const key = exchange.args[1];
     if (key === undefined || exchange.args.length !== 2) return;
-    exchange.onReply((frame) => (frame[0] === ERROR ? frame : lookedUp(parts, exchange, key, frame)));
+    const answer = (frame: Buffer): Buffer | Promise<Buffer> =>
+      frame[0] === ERROR ? frame : lookedUp(parts, exchange, key, frame);
+    exchange.onReply(answer);
+    // Reading again does no harm, but for who watches: to them the connection is part of what they asked.
+    if (!exchange.queued && !exchange.session.pinned) exchange.onLost(async () => answer(await exchange.resend()));
   }
   return {
     name: 'leases',
