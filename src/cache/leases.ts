@@ -161,6 +161,8 @@ interface Waiter {
   readonly since: number;
   readonly timer: NodeJS.Timeout;
   readonly resolve: (reply: Buffer) => void;
+  /** Until it is known that another client fetches. */
+  asks: boolean;
 }
 
 /** What belongs to one session. */
@@ -262,6 +264,7 @@ export function createLeases(options: LeaseOptions): Leases {
       case ELSEWHERE:
         if (lease.holder !== undefined) loseHolder(lease, 'voided');
         lease.state = 'elsewhere';
+        countAsker(lease);
         if (lease.waiters.size === 0) remove(lease);
         else setTimer(lease, Math.min(Number(reply.items![1]!.bytes.toString()) + 1, ASK_AGAIN_MS), () => ask(lease));
         return;
@@ -454,14 +457,27 @@ export function createLeases(options: LeaseOptions): Leases {
     lease.timer = setTimeout(action, delayMs);
   }
 
-  function wait(lease: Lease, client: Client, nothing: Buffer): Promise<Buffer> {
+  function countWait(lease: Lease): void {
+    counters.waits += 1;
+    statistics.count(lease.mark, 'waits');
+  }
+
+  /** Who asked waits like the others, now that the lease is another sidecar's. */
+  function countAsker(lease: Lease): void {
+    const first = lease.waiters.values().next().value;
+    if (first?.asks !== true) return;
+    first.asks = false;
+    countWait(lease);
+  }
+
+  function wait(lease: Lease, client: Client, nothing: Buffer, asks: boolean): Promise<Buffer> {
     return new Promise((resolve) => {
       const timer = setTimeout(() => {
         counters.waitsExpired += 1;
         settle(waiter, nothing);
         if (lease.waiters.size === 0 && lease.holder === undefined) remove(lease);
       }, lease.rule.waitMs);
-      const waiter: Waiter = { client, lease, nothing, since: performance.now(), timer, resolve };
+      const waiter: Waiter = { client, lease, nothing, since: performance.now(), timer, resolve, asks };
       lease.waiters.add(waiter);
       client.waiting.add(waiter);
       counters.waiting += 1;
@@ -532,9 +548,8 @@ export function createLeases(options: LeaseOptions): Leases {
           counters.unguarded += 1;
           return nothing;
         }
-        counters.waits += 1;
-        statistics.count(mark, 'waits');
-        return wait(lease, client, nothing);
+        countWait(lease);
+        return wait(lease, client, nothing, false);
       }
       lease = {
         ...{ id, database, key: Buffer.from(key), rule, mark, state: 'asking', holder: undefined, incarnation },
@@ -546,7 +561,7 @@ export function createLeases(options: LeaseOptions): Leases {
       if (others === undefined) byKey.set(name, new Set([lease]));
       else others.add(lease);
       ask(lease);
-      return wait(lease, client, nothing);
+      return wait(lease, client, nothing, true);
     },
     deleted,
     invalidated(database, prefix) {

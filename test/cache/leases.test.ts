@@ -218,7 +218,7 @@ describe.each(kvKinds)('leases on %s', async (kind) => {
   });
 
   it('does not store what an expired holder fetched while another one fetches', async () => {
-    const rules = [{ pattern: 'v1/*', waitMs: 5000, leaseMs: 150 }];
+    const rules = [{ pattern: 'v1/*', waitMs: 5000, leaseMs: 700 }];
     const [one, other] = await sidecars(2, { rules });
     const key = newKey();
     const late = await one!.client();

@@ -1,8 +1,10 @@
 /** The program with several processes behind one port, as an operator runs it. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { CacheSnapshot } from '../../src/cache/cache.ts';
 import { freePort } from '../../src/embedded/free-port.ts';
 import { request } from '../../src/resp/encode.ts';
 import { replyValue } from '../../src/resp/reply.ts';
@@ -15,6 +17,7 @@ const MAIN = join(fileURLToPath(new URL('.', import.meta.url)), '..', '..', 'src
 interface Status {
   readonly processes: number;
   readonly clients: { readonly connected: number };
+  readonly cache: CacheSnapshot;
 }
 
 describe('three processes behind one port', () => {
@@ -29,13 +32,17 @@ describe('three processes behind one port', () => {
     const { url: database } = await startTestPostgres();
     port = await freePort();
     httpPort = await freePort();
+    const dataDir = await temporaryDirectory();
+    const config = join(dataDir, 'holdfast.yaml');
+    await writeFile(config, JSON.stringify({ leases: [{ pattern: 'v1/*', waitMs: 60_000, leaseMs: 60_000 }] }));
     const flags = {
+      config,
       listen: `127.0.0.1:${port}`,
       http: `127.0.0.1:${httpPort}`,
       kv: `redis://127.0.0.1:${kv.port}`,
       database,
       processes: '3',
-      'data-dir': await temporaryDirectory(),
+      'data-dir': dataDir,
     };
     const args = Object.entries(flags).map(([name, value]) => `--${name}=${value}`);
     program = spawn(process.execPath, ['--import', 'tsx', MAIN, 'serve', ...args]);
@@ -45,9 +52,9 @@ describe('three processes behind one port', () => {
     program.stderr!.on('data', (chunk) => {
       output += chunk;
     });
-    await until(() => output.includes('ready:') || program.exitCode !== null, 40_000);
+    await until(() => output.includes('ready:') || program.exitCode !== null, 90_000);
     if (program.exitCode !== null) throw new Error(output);
-  }, 60_000);
+  }, 120_000);
 
   afterAll(async () => {
     for (const client of clients) client.socket.destroy();
@@ -107,6 +114,24 @@ describe('three processes behind one port', () => {
     const metrics = await (await fetch(`http://127.0.0.1:${httpPort}/metrics`)).text();
     expect(metrics).toMatch(/^holdfast_clients \d+$/m);
     expect((await fetch(`http://127.0.0.1:${httpPort}/readyz`)).status).toBe(200);
+  });
+
+  it('has one fetch for clients of all processes that miss one key, and sums their figures', async () => {
+    const key = 'v1/org/fleet/v1/git-data/x';
+    const cache = async (): Promise<CacheSnapshot> =>
+      ((await (await fetch(`http://127.0.0.1:${httpPort}/status`)).json()) as Status).cache;
+    const fetchers: RawClient[] = [];
+    const values = (await connectAll(9)).map(async (client) => {
+      const value = replyValue(await client.send('GET', key));
+      if (value === null) fetchers.push(client);
+      return value;
+    });
+    await until(async () => fetchers.length === 1 && (await cache()).leases?.waiting === 8, 20_000);
+    await fetchers[0]!.send('SET', key, 'v');
+    expect((await Promise.all(values)).filter((value) => value === 'v')).toHaveLength(8);
+    expect((await cache()).total).toMatchObject({ leases: 1, waits: 8, saved: 8 });
+    const metrics = await (await fetch(`http://127.0.0.1:${httpPort}/metrics`)).text();
+    expect(metrics).toContain('holdfast_cache_saved_total{scope="v1/org/fleet/v1",family="git-data"} 8');
   });
 
   it('starts a process again that died, while the others serve', async () => {
