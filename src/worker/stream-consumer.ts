@@ -17,6 +17,7 @@ import type { Redis } from 'ioredis';
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
 import type { App, HandlerSpec, PermanentFailure } from './app.ts';
+import { createBell } from './bell.ts';
 import { createFailureReporter, fieldsOf } from './dead-letters.ts';
 import type { Dispatcher } from './dispatcher.ts';
 import { createGatherer } from './gather.ts';
@@ -32,7 +33,7 @@ import { traceFields } from './trace.ts';
 
 const BLOCK_MS = 2000;
 const DUE_POLL_MS = 250;
-const DUE_POLL_MS_MAX = 2000;
+const DUE_POLL_MS_MAX = 1000;
 const BATCH_MAX = 500;
 /**
  * Entries are taken in for so long in advance, and for as long as the store takes to answer: a handler that is done in a
@@ -111,7 +112,8 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   /** Mean time of a look into the store, recent ones counting most. */
   let lookUpMs = 0;
   let loops: Promise<unknown> = Promise.resolve();
-  const roomWaiters = new Set<() => void>();
+  const roomBell = createBell();
+  const dueBell = createBell();
   const stopped = new AbortController();
 
   // ── room ──
@@ -130,20 +132,12 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     return acknowledgements.size + retries.size + reports.size;
   }
   function wake(): void {
-    if (roomWaiters.size === 0 || room() <= 0) return;
-    for (const resolve of [...roomWaiters]) resolve();
+    if (roomBell.awaited && room() > 0) roomBell.ring();
   }
-  /** Resolves when there may be room, or after `limitMs`. */
-  function whenRoom(limitMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const done = (): void => {
-        clearTimeout(timer);
-        roomWaiters.delete(done);
-        resolve();
-      };
-      const timer = setTimeout(done, limitMs);
-      roomWaiters.add(done);
-    });
+  /** Entries are due now, by this worker's own doing: nobody has to look for them. */
+  function noteDue(): void {
+    dueHint = true;
+    dueBell.ring();
   }
   async function pause(ms: number): Promise<void> {
     await sleep(ms, undefined, { signal: stopped.signal }).catch(() => undefined);
@@ -452,7 +446,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         continue;
       }
       if (room() <= 0) {
-        await whenRoom(DUE_POLL_MS);
+        await roomBell.wait(DUE_POLL_MS);
         continue;
       }
       try {
@@ -497,7 +491,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     const unknown = (await group.own(BATCH_MAX * 2)).filter(({ id }) => !held.has(id));
     if (unknown.length === 0) return;
     await group.postpone(unknown.map((entry) => ({ ...entry, delayMs: 0 })));
-    dueHint = true;
+    noteDue();
   }
 
   let adoptedAt = Number.NEGATIVE_INFINITY;
@@ -525,16 +519,21 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     });
   }
   async function dueLoop(): Promise<void> {
+    /** Of one look: where looking is dear, it is done less often, but what was found is taken without a pause. */
     let tookMs = 0;
     while (!stopping) {
-      await (dueHint ? whenRoom(DUE_POLL_MS) : pause(Math.min(DUE_POLL_MS_MAX, Math.max(DUE_POLL_MS, tookMs * 10))));
-      const startedAt = performance.now();
+      const pollMs = Math.min(DUE_POLL_MS_MAX, Math.max(DUE_POLL_MS, tookMs * 10));
+      await (dueHint ? roomBell.wait(DUE_POLL_MS) : dueBell.wait(pollMs));
+      if (stopping) return;
+      let startedAt = performance.now();
       try {
         // While the reader waits for room it takes turns itself between new entries and due ones.
         if (room() <= 0 || !reading) dueHint ||= await group.hasDue();
         else {
-          do await claimPass();
-          while (dueHint && room() > 0 && !stopping);
+          do {
+            startedAt = performance.now();
+            await claimPass();
+          } while (dueHint && room() > 0 && !stopping);
         }
       } catch (error) {
         dueHint = false;
@@ -618,7 +617,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
           if (taken.length > 0) {
             metrics.takeovers.inc(labels, taken.length);
             log.info({ entries: taken.length }, 'took over entries of workers that stopped renewing');
-            dueHint = true;
+            noteDue();
           }
         }
         metrics.waiting.set(labels, queued);
@@ -654,7 +653,8 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
       stopped.abort();
       // A blocked read must not take anything in any more; what it was given just now is handed back below.
       reader.disconnect();
-      for (const resolve of [...roomWaiters]) resolve();
+      roomBell.ring();
+      dueBell.ring();
       await loops;
       for (const entry of [...held.values()]) {
         if (entry.state !== 'waiting') continue;
