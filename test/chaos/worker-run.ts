@@ -1,4 +1,4 @@
-/** `tsx test/chaos/worker-run.ts`: the worker's chaos run from the command line. Exit code 1 when a promise was broken. */
+/** `npm run chaos:worker`: the worker's chaos run from the command line. Exit code 1 when a promise was broken. */
 import { parseArgs } from 'node:util';
 import { runWorkerChaos } from './worker-chaos.ts';
 
@@ -6,7 +6,7 @@ const { values } = parseArgs({
   options: {
     events: { type: 'string', default: '100000' },
     seed: { type: 'string', default: String(Date.now() % 1_000_000) },
-    mode: { type: 'string', default: 'direct' },
+    mode: { type: 'string', default: 'holdfast' },
     kv: { type: 'string', default: 'redis' },
     workers: { type: 'string', default: '3' },
     'kill-worker-ms': { type: 'string', default: '5000' },
@@ -18,7 +18,7 @@ const { values } = parseArgs({
 const report = await runWorkerChaos({
   seed: values.seed,
   events: Number(values.events),
-  mode: values.mode === 'holdfast' ? 'holdfast' : 'direct',
+  mode: values.mode === 'direct' ? 'direct' : 'holdfast',
   kv: values.kv === 'valkey' ? 'valkey' : 'redis',
   workers: Number(values.workers),
   killWorkerMs: Number(values['kill-worker-ms']),

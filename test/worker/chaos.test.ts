@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { runWorkerChaos } from '../chaos/worker-chaos.ts';
 import { startTestPostgres } from '../support/servers.ts';
 
-// The short form of `tsx test/chaos/worker-run.ts`. Stalls are for the long one: they need a machine of one's own.
+// The short form of `npm run chaos:worker -- --mode direct`. Stalls are for the long one: they need a machine of one's own.
 test('under kills of workers and of the KV store every event succeeds or is reported once', async () => {
   const seed = String(Date.now() % 1_000_000);
   console.log(`seed ${seed}`);
