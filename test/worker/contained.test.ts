@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { defineApp } from '../../src/worker/app.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import app from './apps/contained.ts';
 import { addAll, client, deadLettersOf, drained, runWorker, until } from './worker-harness.ts';
@@ -16,6 +17,7 @@ const CASES: Record<string, RegExp> = {
   'throws a trap': /cannot be looked at/,
   'throws later': /out of band/,
   'rejects later': /unhandled/,
+  'rejects with undefined': /not an error was thrown: undefined/,
   'throws an uncloneable': /with a function/,
 };
 
@@ -26,7 +28,7 @@ test('whatever a handler does in its thread is an outcome of its own entry, and 
   await addAll(
     redis,
     'events',
-    [...names, 'fine', 'returns', 'in-process'].map((task) => ({ task })),
+    [...names, 'fine', 'returns', 'returns much', 'in-process'].map((task) => ({ task })),
   );
   const worker = await runWorker(app, { kv: kv.url, module, http: '127.0.0.1:0' });
   await until('all settled', () => drained(redis, 'events'), 60_000);
@@ -45,3 +47,13 @@ test('whatever a handler does in its thread is an outcome of its own entry, and 
   expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="exit"\} 2/);
   expect(worker.health()).toMatchObject({ healthy: true, running: 0, stuck: 0, held: 0 });
 }, 90_000);
+
+test('a handler module that cannot be loaded in a thread keeps the worker from starting, and says which', async () => {
+  const kv = await startKv(kvKinds[0]!);
+  const broken = defineApp({ streams: 'events', threads: 2, handlers: { pay: { module: './no-such-module.ts' } } });
+  const start = runWorker(broken, { kv: kv.url, module });
+  await expect(start).rejects.toMatchObject({
+    code: 'CONFIG',
+    message: expect.stringMatching(/^handlers\.pay: .*no-such-module/),
+  });
+}, 60_000);

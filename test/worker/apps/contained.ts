@@ -25,9 +25,13 @@ export default defineApp({
         await sleep(60_000, undefined, { signal });
       },
     },
-    leaks() {
-      const kept: unknown[] = [];
-      for (;;) kept.push(new Array(1000).fill(kept.length));
+    leaks: {
+      // How long a heap takes to fill is the machine's matter.
+      timeoutMs: 30_000,
+      handle() {
+        const kept: unknown[] = [];
+        for (;;) kept.push(new Array(1000).fill(kept.length));
+      },
     },
     exits() {
       process.exit(3);
@@ -61,9 +65,11 @@ export default defineApp({
       void Promise.reject(new Error('unhandled'));
       await sleep(1000);
     },
+    'rejects with undefined': () => Promise.reject(undefined),
     'throws an uncloneable'() {
       throw Object.assign(new Error('with a function'), { callback: () => {} });
     },
+    'returns much': () => 'x'.repeat(24 * 1024 * 1024),
     returns: () => () => 'a function cannot be sent',
   },
 });
