@@ -34,6 +34,8 @@ export class AcknowledgementWriter {
   #count = 0;
   #timer: NodeJS.Timeout | undefined;
   #flushing: Promise<void> | undefined;
+  /** Waits for `#flushing`, and has not taken its batch yet. */
+  #nextFlush: Promise<void> | undefined;
   #closed = false;
   #recorded = 0;
   #dropped = 0;
@@ -78,9 +80,18 @@ export class AcknowledgementWriter {
     }, this.#flushMs);
   }
 
-  /** Resolves when all that was recorded before the call is committed; rejects with Postgres's error, nothing lost. */
-  async flush(): Promise<void> {
-    while (this.#flushing !== undefined) await this.#flushing.catch(() => undefined);
+  /**
+   * Resolves when all that was recorded before the call is committed; rejects with Postgres's error, nothing lost. Who calls
+   * while one is on its way shares the next one: a Postgres that does not answer fails all of them at once, not each in turn.
+   */
+  flush(): Promise<void> {
+    this.#nextFlush ??= this.#flushNext();
+    return this.#nextFlush;
+  }
+
+  async #flushNext(): Promise<void> {
+    await this.#flushing?.catch(() => undefined);
+    this.#nextFlush = undefined;
     if (this.#count === 0) return;
     const batch = this.#pending;
     const count = this.#count;
@@ -94,7 +105,7 @@ export class AcknowledgementWriter {
       for (const [key, pending] of batch) {
         const newer = this.#pending.get(key);
         if (newer === undefined) this.#pending.set(key, pending);
-        else newer.ids.unshift(...pending.ids);
+        else newer.ids = pending.ids.concat(newer.ids);
       }
       this.#count += count;
       throw thrown;
