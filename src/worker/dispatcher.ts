@@ -1,6 +1,7 @@
 /**
  * Decides what runs next. Two lanes, each with a number of slots: this process's own (`concurrency`) and the threads.
- * Within a lane the handlers take turns; a handler that has reached its own limit is passed over.
+ * Within a lane the handlers take turns, and within a handler first attempts and retries: neither waits behind a long
+ * queue of the other. A handler that has reached its own limit is passed over.
  *
  *   add ──▶ [handler's queue] ──(lane free, handler free, rate granted)──▶ call ──▶ onOutcome
  *
@@ -25,12 +26,14 @@ interface Lane {
 interface Turn {
   readonly handler: HandlerSpec;
   readonly lane: Lane;
-  readonly queue: Held[];
+  readonly firstAttempts: Held[];
+  readonly retries: Held[];
+  retriedLast: boolean;
   running: number;
   gate: RateGate | undefined;
   readonly observe: (seconds: number) => void;
   readonly inProgress: { inc(): void; dec(): void };
-  readonly retries: { inc(): void };
+  readonly countRetry: () => void;
 }
 
 export interface Dispatcher {
@@ -75,20 +78,23 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
   for (const handler of app.handlers.values()) {
     const labels = { task: handler.name };
     const histogram = metrics.duration.labels(labels);
+    const retryCounter = metrics.retries.labels(labels);
     const turn: Turn = {
       handler,
       lane: handler.run === 'thread' ? threads : inProcess,
-      queue: [],
+      firstAttempts: [],
+      retries: [],
+      retriedLast: false,
       running: 0,
       gate: undefined,
       observe: (seconds) => histogram.observe(seconds),
       inProgress: metrics.inProgress.labels(labels),
-      retries: metrics.retries.labels(labels),
+      countRetry: () => retryCounter.inc(),
     };
     if (handler.rateLimit !== undefined) {
       turn.gate = options.gate(
         handler,
-        () => Math.min(turn.queue.length, room(turn)),
+        () => Math.min(turn.firstAttempts.length + turn.retries.length, room(turn)),
         () => pump(turn.lane),
       );
     }
@@ -116,13 +122,14 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
     while (!stopped && lane.running < lane.limit() && passedOver < lane.turns.length) {
       const turn = lane.turns[lane.next]!;
       lane.next = (lane.next + 1) % lane.turns.length;
-      while (turn.queue.length > 0 && turn.queue[0]!.state === 'gone') turn.queue.shift();
-      if (turn.queue.length === 0 || turn.running >= turn.handler.concurrency || turn.gate?.take() === false) {
+      const queue = nextQueue(turn);
+      if (queue.length === 0 || turn.running >= turn.handler.concurrency || turn.gate?.take() === false) {
         passedOver += 1;
         continue;
       }
       passedOver = 0;
-      start(turn, turn.queue.shift()!);
+      turn.retriedLast = queue === turn.retries;
+      start(turn, queue.shift()!);
     }
     pumping = false;
   }
@@ -132,7 +139,7 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
     lane.running += 1;
     turn.running += 1;
     turn.inProgress.inc();
-    if (held.attempt > 1) turn.retries.inc();
+    if (held.attempt > 1) turn.countRetry();
     options.onStart(held);
     const startedAt = performance.now();
     let decided = false;
@@ -185,7 +192,7 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
   return {
     add(held) {
       const turn = turnOf.get(held.steps[held.step]!)!;
-      turn.queue.push(held);
+      (held.attempt > 1 ? turn.retries : turn.firstAttempts).push(held);
       pump(turn.lane);
     },
     get free() {
@@ -209,4 +216,11 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
       for (const turn of turnOf.values()) turn.gate?.close();
     },
   };
+}
+
+/** Without those that were let go while they waited; empty only when both are. */
+function nextQueue({ firstAttempts, retries, retriedLast }: Turn): Held[] {
+  for (const queue of [firstAttempts, retries]) while (queue[0]?.state === 'gone') queue.shift();
+  const [preferred, other] = retriedLast ? [firstAttempts, retries] : [retries, firstAttempts];
+  return preferred.length > 0 ? preferred : other;
 }
