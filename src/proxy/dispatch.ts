@@ -129,18 +129,25 @@ function isUndecided(session: Session, { plan: { carriage } }: Request): boolean
   );
 }
 
+/** A hold of its own: the request may need `Hold.request` for longer than this decision takes. */
 function decideLater(session: Session, asked: Request): void {
-  session.hold(Hold.request);
+  session.hold(Hold.undecided);
+  const wait = (): void => session.onLane(Pin.subscribed, () => session.whenQuiet(decide), refused);
   const decide = (): void => {
     if (session.closed) return;
+    // The connection broke before it was confirmed: it is asked for again on the next one.
+    if (isUndecided(session, asked) && session.lane?.state !== 'ready') {
+      wait();
+      return;
+    }
     dispatch(session, asked);
-    session.lift(Hold.request);
+    session.lift(Hold.undecided);
   };
   const refused = (reply: Buffer): void => {
     session.answer(reply);
-    session.lift(Hold.request);
+    session.lift(Hold.undecided);
   };
-  session.onLane(Pin.subscribed, () => session.whenQuiet(decide), refused);
+  wait();
 }
 
 /** The request as the session's scope lets it pass; `undefined` where it was refused. */

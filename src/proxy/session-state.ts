@@ -55,6 +55,8 @@ export const Hold = {
   congestion: 16,
   /** The session ends as soon as everything owed was written. */
   ending: 32,
+  /** What the session may do depends on a subscription that is not confirmed yet. */
+  undecided: 64,
 } as const;
 
 /** Why a session needs a lane of its own. */

@@ -64,6 +64,29 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
       for (const piece of [1, 13]) expect((await inPieces(port, pipeline, piece)).toString()).toBe(direct.toString());
     });
 
+    it('answers what decides who and where a session is in its turn behind an UNSUBSCRIBE, too', async () => {
+      const pipeline = Buffer.concat(
+        [
+          ...[['SET', 'a', '1'], ['UNSUBSCRIBE'], ['AUTH', 'nobody', 'wrong'], ['GET', 'a'], ['STRLEN', 'a']],
+          ...[
+            ['UNSUBSCRIBE', 'c'],
+            ['SELECT', '2'],
+            ['SET', 'b', '2'],
+            ['PUNSUBSCRIBE'],
+            ['SELECT', '99'],
+            ['GET', 'b'],
+          ],
+          ...[['UNSUBSCRIBE'], ['SELECT', '0'], ['EXISTS', 'b'], ['UNSUBSCRIBE'], ['RESET'], ['GET', 'a'], ['QUIT']],
+        ].map((args) => request(args)),
+      );
+      const direct = await exchangeBytes(kv.port, pipeline);
+      expect(direct.toString('latin1')).toMatch(/-WRONGPASS.*\r\n\$1\r\n1\r\n:1\r\n/);
+      expect((await exchangeBytes(port, pipeline)).toString('latin1')).toBe(direct.toString('latin1'));
+      for (const piece of [7, 40, 90]) {
+        expect((await inPieces(port, pipeline, piece)).toString('latin1')).toBe(direct.toString('latin1'));
+      }
+    });
+
     it('takes inline requests and malformed ones as the server does', async () => {
       for (const text of [
         'PING\r\n',
