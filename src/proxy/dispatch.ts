@@ -141,6 +141,7 @@ function decideLater(session: Session, asked: Request): void {
       return;
     }
     dispatch(session, asked);
+    session.dispatchedLate();
     session.lift(Hold.undecided);
   };
   const refused = (reply: Buffer): void => {

@@ -364,12 +364,16 @@ export class SessionInput {
     this.endSkip();
     this.skipUsed = this.session.replyMode === 'skip';
     dispatch(this.session, request);
-    if (this.skipRequested) {
-      this.skipRequested = false;
-      this.skipUsed = false;
-      this.session.replyMode = 'skip';
-    }
+    this.beginSkip();
     if (this.session.inFlight >= this.session.context.limits.pipelineDepthMax) this.session.hold(Hold.depth);
+  }
+
+  /** A request was dispatched; where it was CLIENT REPLY SKIP, the reply of the next one is dropped. */
+  beginSkip(): void {
+    if (!this.skipRequested) return;
+    this.skipRequested = false;
+    this.skipUsed = false;
+    this.session.replyMode = 'skip';
   }
 
   /**

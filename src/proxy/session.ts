@@ -423,6 +423,11 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.input.skipNextReply();
   }
 
+  /** A request that had been kept back was dispatched. */
+  dispatchedLate(): void {
+    this.input.beginSkip();
+  }
+
   /** The client killed itself: its reply is still sent. */
   endAfterReply(): void {
     this.endWith(undefined);

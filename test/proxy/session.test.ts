@@ -78,11 +78,12 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
             ['SELECT', '99'],
             ['GET', 'b'],
           ],
-          ...[['UNSUBSCRIBE'], ['SELECT', '0'], ['EXISTS', 'b'], ['UNSUBSCRIBE'], ['RESET'], ['GET', 'a'], ['QUIT']],
+          ...[['UNSUBSCRIBE'], ['SELECT', '0'], ['EXISTS', 'b'], ['UNSUBSCRIBE'], ['RESET'], ['GET', 'a']],
+          ...[['UNSUBSCRIBE'], ['CLIENT', 'REPLY', 'SKIP'], ['STRLEN', 'a'], ['GET', 'a'], ['QUIT']],
         ].map((args) => request(args)),
       );
       const direct = await exchangeBytes(kv.port, pipeline);
-      expect(direct.toString('latin1')).toMatch(/\+RESET\r\n\$1\r\n1\r\n\+OK\r\n$/);
+      expect(direct.toString('latin1')).toMatch(/\+RESET\r\n[\s\S]*\$1\r\n1\r\n\+OK\r\n$/);
       expect((await exchangeBytes(port, pipeline)).toString('latin1')).toBe(direct.toString('latin1'));
       for (const piece of [7, 40, 90]) {
         expect((await inPieces(port, pipeline, piece)).toString('latin1')).toBe(direct.toString('latin1'));
