@@ -5,8 +5,9 @@
  */
 import { HoldfastError, messageOf } from '../errors.ts';
 import { decodeFields } from '../ledger/entry-fields.ts';
-import { ENTRY_ID_MAX, entryIdFrom, formatEntryId, parseEntryId, previousEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_MAX, formatEntryId, parseEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
+import { undeletedEntries } from '../ledger/undeleted-entries.ts';
 import * as encode from '../resp/encode.ts';
 import { errorText, readReply } from '../resp/reply.ts';
 import type { HoldfastSubcommand } from './holdfast-command.ts';
@@ -27,14 +28,10 @@ interface Replayed {
   last: Buffer | undefined;
 }
 
-/** ISO 8601, or Unix milliseconds. What is compared with it is the time in an entry's ID. */
-function timeOf(text: string): number | undefined {
-  const ms = /^\d{1,16}$/.test(text) ? Number(text) : /^\d{4}-\d\d/.test(text) ? Date.parse(text) : Number.NaN;
-  return Number.isFinite(ms) ? ms : undefined;
-}
-
-function idOf(text: string): Buffer | undefined {
-  return /^\d+-\d+$/.test(text) ? parseEntryId(Buffer.from(text)) : undefined;
+/** The first or last ID of a time: ISO 8601, or Unix milliseconds. It is compared with the time in an entry's ID. */
+function idAtTime(text: string, sequence: 'min' | 'max'): Buffer | undefined {
+  if (/^\d+$/.test(text)) return parseEntryId(text, sequence);
+  return /^\d{4}-\d\d/.test(text) ? parseEntryId(String(Date.parse(text)), sequence) : undefined;
 }
 
 function parseRange(args: readonly Buffer[]): Range {
@@ -50,37 +47,19 @@ function parseRange(args: readonly Buffer[]): Range {
     const value = args[at + 1]?.toString('latin1');
     if (value === undefined) throw new HoldfastError('ERR', `syntax: HOLDFAST REPLAY ${SYNTAX}`);
     at += 1;
-    const ms = timeOf(value);
     if (word === 'since' && from === undefined) {
-      if (ms === undefined) throw new HoldfastError('ERR', 'SINCE wants ISO 8601 or Unix milliseconds');
-      from = entryIdFrom(ms, 0);
+      from = idAtTime(value, 'min');
+      if (from === undefined) throw new HoldfastError('ERR', 'SINCE wants ISO 8601 or Unix milliseconds');
     } else if (word === 'from' && from === undefined) {
-      from = idOf(value);
+      from = parseEntryId(value);
       if (from === undefined) throw new HoldfastError('ERR', 'FROM wants an entry ID, such as 1700000000000-0');
     } else if (word === 'to' && to === undefined) {
-      to = idOf(value) ?? (ms === undefined ? undefined : previousEntryId(entryIdFrom(ms + 1, 0)));
+      to = parseEntryId(value) ?? idAtTime(value, 'max');
       if (to === undefined) throw new HoldfastError('ERR', 'TO wants an entry ID, ISO 8601 or Unix milliseconds');
     } else throw new HoldfastError('ERR', `syntax: HOLDFAST REPLAY ${SYNTAX}`);
   }
   if (from === undefined) throw new HoldfastError('ERR', `syntax: HOLDFAST REPLAY ${SYNTAX}`);
   return { from, to: to ?? ENTRY_ID_MAX, dryRun };
-}
-
-/** In their order, page by page, what clients deleted left out. */
-async function* history(ledger: Ledger, streamId: number, { from, to }: Range) {
-  for (let after = previousEntryId(from); ; ) {
-    const { rows } = await ledger.pool.query<{ id: Buffer; fields: Buffer }>(
-      `SELECT id, fields FROM holdfast.entry
-        WHERE stream_id = $1 AND id > $2 AND id <= $3
-          AND NOT EXISTS (SELECT FROM holdfast.deletion AS d WHERE d.stream_id = entry.stream_id AND d.id = entry.id)
-        ORDER BY id LIMIT ${PAGE_ROWS}`,
-      [streamId, after, to],
-    );
-    const last = rows.at(-1);
-    if (last === undefined) return;
-    yield rows;
-    after = last.id;
-  }
 }
 
 /** All of a page at once: a session's lane keeps their order. Throws the first refusal. */
@@ -111,11 +90,13 @@ async function replay(ledger: Ledger, exchange: Exchange, name: Buffer, asked: R
     'SELECT id FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT 1',
     [stream.streamId],
   );
+  const pages = (range: Range) =>
+    undeletedEntries(ledger.pool, stream.streamId, previousEntryId(range.from), range.to, PAGE_ROWS);
   const done: Replayed = { entries: 0, first: undefined, last: undefined };
   if (newest[0] === undefined) return done;
   const range = { ...asked, to: newest[0].id.compare(asked.to) < 0 ? newest[0].id : asked.to };
   if (asked.dryRun) {
-    for await (const rows of history(ledger, stream.streamId, range)) {
+    for await (const rows of pages(range)) {
       done.entries += rows.length;
       done.first ??= Buffer.from(formatEntryId(rows[0]!.id));
       done.last = Buffer.from(formatEntryId(rows.at(-1)!.id));
@@ -136,7 +117,7 @@ async function replay(ledger: Ledger, exchange: Exchange, name: Buffer, asked: R
     );
   };
   try {
-    for await (const rows of history(ledger, stream.streamId, range)) await addAgain(exchange, name, rows, done);
+    for await (const rows of pages(range)) await addAgain(exchange, name, rows, done);
   } catch (thrown) {
     await record(messageOf(thrown));
     throw new HoldfastError('ERR', `replay stopped after ${done.entries} entries: ${messageOf(thrown)}`, {

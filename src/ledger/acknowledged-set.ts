@@ -120,6 +120,11 @@ export class AcknowledgedSet {
   }
 }
 
+/** Some group has not acknowledged the entry; `groups` has each of the stream's, and without any every entry is wanted. */
+export function isWanted(groups: readonly AcknowledgedSet[], id: Buffer): boolean {
+  return groups.length === 0 || groups.some((acknowledged) => !acknowledged.has(id));
+}
+
 export async function readAcknowledged(pool: pg.Pool | pg.PoolClient, groupId: number): Promise<AcknowledgedSet> {
   const { rows } = await pool.query<{ checkpoint_id: Buffer }>(
     'SELECT checkpoint_id FROM holdfast.consumer_group WHERE group_id = $1',

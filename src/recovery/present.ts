@@ -11,16 +11,15 @@
  * a client that went past Holdfast.
  */
 import { byteaArray } from '../ledger/binary-array.ts';
-import { encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_MAX, maxEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import type { KnownStream } from './compare.ts';
 import type { KvConnection } from './kv-connection.ts';
+import { kvEntries } from './kv-entries.ts';
 import { readSnapshot } from './kv-snapshot.ts';
 
 /** Far more than the ledger takes between two looks. */
 const ROWS_MAX = 100_000;
-const PAGE_ENTRIES = 1000;
 
 /** The ID of a committed entry that the KV store does not have; `undefined` where it has all that were looked for. */
 export async function missingEntry(
@@ -37,17 +36,13 @@ export async function missingEntry(
     [known.streamId, known.reconciledId],
   );
   const missing = new Map(rows.map((row) => [row.id.toString('latin1'), row]));
-  let from = rows[0] === undefined ? undefined : formatEntryId(rows[0].id);
-  while (from !== undefined && missing.size > 0) {
-    const page = (await connection.command(known.database, [
-      ...['XRANGE', known.name, from, '+', 'COUNT', PAGE_ENTRIES],
-    ])) as [Buffer, Buffer[]][];
-    for (const [idText, fields] of page) {
-      const id = parseEntryId(idText)!.toString('latin1');
-      if (missing.get(id)?.fields.equals(encodeFields(fields)) === true) missing.delete(id);
+  if (rows[0] === undefined) return undefined;
+  for await (const page of kvEntries(connection, known, previousEntryId(rows[0].id), ENTRY_ID_MAX)) {
+    for (const { id, fields } of page) {
+      const key = id.toString('latin1');
+      if (missing.get(key)?.fields.equals(fields) === true) missing.delete(key);
     }
-    const last = page.length < PAGE_ENTRIES ? undefined : page.at(-1)![0];
-    from = last === undefined ? undefined : `(${last.toString('latin1')}`;
+    if (missing.size === 0) break;
   }
   if (missing.size === 0) return undefined;
 

@@ -28,7 +28,8 @@ import {
 } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
-import { byField, type KvArgument, type KvConnection, type KvReply } from './kv-connection.ts';
+import { byField, type KvArgument, type KvConnection } from './kv-connection.ts';
+import { entriesAt } from './kv-entries.ts';
 import { parseServerIdentity } from './kv-snapshot.ts';
 import { formatWitness, WITNESS_KEY } from './witness.ts';
 
@@ -198,6 +199,7 @@ async function place(
     throw thrown;
   });
   let top = info === null ? ENTRY_ID_ZERO : parseEntryId(byField(info).get('last-generated-id') as Buffer)!;
+  // One round trip: a transaction that rests for long between its statements is ended by Postgres.
   const found = await entriesAt(
     connection,
     stream,
@@ -260,29 +262,6 @@ async function addWatched(context: PublishContext, stream: Stream, rows: readonl
   const other = refused.find((reply) => !/equal or smaller/.test(reply.message));
   if (other !== undefined) throw new HoldfastError('RECOVERING', `publishing was refused: ${other.message}`);
   return refused.length === 0;
-}
-
-/**
- * Fields by ID (as latin1) of those entries that the stream has. One round trip: the caller holds the stream's lock, and a
- * transaction that rests for long between its statements is ended by Postgres.
- */
-async function entriesAt(
-  connection: KvConnection,
-  stream: Stream,
-  ids: readonly Buffer[],
-): Promise<ReadonlyMap<string, Buffer>> {
-  const found = new Map<string, Buffer>();
-  if (ids.length === 0) return found;
-  const replies = await connection.pipeline(
-    stream.database,
-    ids.map((id): KvArgument[] => ['XRANGE', stream.name, formatEntryId(id), formatEntryId(id)]),
-  );
-  for (const [at, reply] of replies.entries()) {
-    if (reply instanceof Error) throw reply;
-    const member = (reply as KvReply[])[0] as [Buffer, Buffer[]] | undefined;
-    if (member !== undefined) found.set(ids[at]!.toString('latin1'), encodeFields(member[1]));
-  }
-  return found;
 }
 
 /** Gives the rows that must still be published. */

@@ -12,11 +12,10 @@
  */
 import type { Logger } from 'pino';
 import { bigintArray, byteaArray } from '../ledger/binary-array.ts';
-import { encodeFields } from '../ledger/entry-fields.ts';
-import { ENTRY_ID_ZERO, formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import type { Looked } from './checkpoint.ts';
 import type { KvConnection } from './kv-connection.ts';
+import { kvEntries } from './kv-entries.ts';
 
 interface Counted {
   readonly epoch: number;
@@ -33,7 +32,6 @@ export interface ReconcileContext {
   lost(looked: Looked, cause: string): Promise<void>;
 }
 
-const PAGE_ENTRIES = 1000;
 /** So many entries of one stream are read at one look. */
 const ENTRIES_PER_LOOK_MAX = 20_000;
 const SLOT = 64;
@@ -108,24 +106,14 @@ export class Reconciler {
   /** Gives rows to entries that have none; gives how far it came, or nothing where the stream must be compared first. */
   async #takeIn(context: ReconcileContext, look: Looked, counted: Counted): Promise<Buffer | undefined> {
     const { known } = look;
-    let last = known.reconciledId;
-    for (let taken = 0; taken < ENTRIES_PER_LOOK_MAX; taken += PAGE_ENTRIES) {
-      const page = (await context.connection.command(known.database, [
-        'XRANGE',
-        known.name,
-        last.equals(ENTRY_ID_ZERO) ? '-' : `(${formatEntryId(last)}`,
-        formatEntryId(counted.lastId),
-        'COUNT',
-        PAGE_ENTRIES,
-      ])) as [Buffer, Buffer[]][];
-      if (page.length === 0) return counted.lastId;
-      const ids = page.map(([id]) => parseEntryId(id)!);
+    let taken = 0;
+    for await (const page of kvEntries(context.connection, known, known.reconciledId, counted.lastId)) {
       const outcome = await observe(
         context.ledger,
         known.streamId,
         counted.epoch,
-        ids,
-        page.map(([, fields]) => encodeFields(fields)),
+        page.map(({ id }) => id),
+        page.map(({ fields }) => fields),
       );
       if (outcome === 'conflict') {
         await context.lost(look, 'an ID holds other fields than the ledger has');
@@ -133,10 +121,10 @@ export class Reconciler {
       }
       if (outcome === 'stale') return undefined;
       this.#observed += outcome;
-      last = ids.at(-1)!;
-      if (page.length < PAGE_ENTRIES) return counted.lastId;
+      taken += page.length;
+      if (taken >= ENTRIES_PER_LOOK_MAX) return page.at(-1)!.id;
     }
-    return last;
+    return counted.lastId;
   }
 }
 

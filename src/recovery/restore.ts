@@ -15,8 +15,8 @@
 import type { Logger } from 'pino';
 import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError } from '../errors.ts';
-import { type AcknowledgedSet, EntryIdSet, readAcknowledged } from '../ledger/acknowledged-set.ts';
-import { decodeFields, encodeFields, restoringXadd } from '../ledger/entry-fields.ts';
+import { EntryIdSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
+import { decodeFields, restoringXadd } from '../ledger/entry-fields.ts';
 import {
   ENTRY_ID_MAX,
   ENTRY_ID_ZERO,
@@ -24,7 +24,6 @@ import {
   formatEntryId,
   maxEntryId,
   nextEntryId,
-  parseEntryId,
   previousEntryId,
 } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
@@ -32,7 +31,8 @@ import { request } from '../resp/encode.ts';
 import { BulkWriter } from './bulk-writer.ts';
 import type { KnownGroup, KnownStream } from './compare.ts';
 import { readKnownStreams } from './known-streams.ts';
-import { type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
+import { type KvArgument, KvConnection } from './kv-connection.ts';
+import { kvEntries } from './kv-entries.ts';
 import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
 import { swapByScript } from './swap-script.ts';
 import { formatWitness, restoreKey, WITNESS_KEY } from './witness.ts';
@@ -60,7 +60,6 @@ interface Entry {
 }
 
 const LEDGER_PAGE_ROWS = 5000;
-const KV_PAGE_ENTRIES = 1000;
 const COMMAND_TIMEOUT_MS = 30_000;
 const SWAP_ATTEMPTS_MAX = 50;
 /** After so many looks that were outrun by a client, one script does the last merge and the swap. */
@@ -68,27 +67,6 @@ const WATCH_ATTEMPTS_MAX = 4;
 const REBUILD_ATTEMPTS_MAX = 5;
 /** A side key that a dead leader leaves behind goes by itself. */
 const SIDE_KEY_TTL_MS = 3_600_000;
-
-/** Entries of the stream in the KV store, above `after` up to `until`, in pages. */
-async function* kvEntries(
-  connection: KvConnection,
-  { database, name }: KnownStream,
-  after: Buffer,
-  until: Buffer,
-): AsyncGenerator<Entry[]> {
-  for (let last = after; ; ) {
-    const from = last.equals(ENTRY_ID_ZERO) ? '-' : `(${formatEntryId(last)}`;
-    const to = formatEntryId(until);
-    const reply = await connection.command(database, ['XRANGE', name, from, to, 'COUNT', KV_PAGE_ENTRIES]);
-    const page = (reply as KvReply[]).map((member): Entry => {
-      const [id, fields] = member as [Buffer, Buffer[]];
-      return { id: parseEntryId(id)!, fields: encodeFields(fields) };
-    });
-    if (page.length > 0) yield page;
-    if (page.length < KV_PAGE_ENTRIES) return;
-    last = page.at(-1)!.id;
-  }
-}
 
 async function* ledgerEntries(ledger: Ledger, streamId: number, after: Buffer): AsyncGenerator<Entry[]> {
   for (let last = after; ; ) {
@@ -270,9 +248,7 @@ async function buildSideKey(context: RestoreContext, connection: KvConnection, k
       const order = ours === undefined ? 1 : theirs === undefined ? -1 : ours.id.compare(theirs.id);
       if (order <= 0) {
         fromLedger.advance();
-        const wanted =
-          !deleted.has(ours!.id) &&
-          (groups.length === 0 || acknowledged.some((set: AcknowledgedSet) => !set.has(ours!.id)));
+        const wanted = !deleted.has(ours!.id) && isWanted(acknowledged, ours!.id);
         if (order < 0) {
           if (wanted) {
             put(ours!);

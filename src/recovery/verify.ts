@@ -7,14 +7,15 @@
  * So what an acknowledgement or a deletion took away between two reads is no finding, nor is what recovery puts back by itself.
  */
 import type { KvAddress } from '../control-redis.ts';
-import { type AcknowledgedSet, readAcknowledged } from '../ledger/acknowledged-set.ts';
+import { type AcknowledgedSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
 import { bigintArray } from '../ledger/binary-array.ts';
-import { encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_MAX, formatEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import { readHorizons } from '../ledger/retention-horizon.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
+import { undeletedEntries } from '../ledger/undeleted-entries.ts';
 import { KvConnection } from './kv-connection.ts';
+import { entriesAt } from './kv-entries.ts';
 import { readSnapshot } from './kv-snapshot.ts';
 
 export interface Finding {
@@ -43,11 +44,6 @@ const FINDINGS_MAX = 1000;
 const PAGE_ROWS = 1000;
 const COMMAND_TIMEOUT_MS = 30_000;
 
-interface Row {
-  id: Buffer;
-  fields: Buffer;
-}
-
 /** Of one stream: what it finds, by a key that is the same when it is found again. */
 async function lookAt(
   ledger: Ledger,
@@ -73,38 +69,29 @@ async function lookAt(
 
   let acknowledged: AcknowledgedSet[] | undefined;
   let entries = 0;
-  for (let after = horizon.id; ; ) {
-    const { rows } = await ledger.pool.query<Row>(
-      `SELECT id, fields FROM holdfast.entry
-        WHERE stream_id = $1 AND id > $2
-          AND NOT EXISTS (SELECT FROM holdfast.deletion AS d WHERE d.stream_id = entry.stream_id AND d.id = entry.id)
-        ORDER BY id LIMIT ${PAGE_ROWS}`,
-      [stream.streamId, after],
-    );
-    const last = rows.at(-1);
-    if (last === undefined) return { entries, found };
-    after = last.id;
+  for await (const rows of undeletedEntries(ledger.pool, stream.streamId, horizon.id, ENTRY_ID_MAX, PAGE_ROWS)) {
     acknowledged ??= await Promise.all(horizon.groupIds.map((groupId) => readAcknowledged(ledger.pool, groupId)));
     const sets = acknowledged;
-    const needed = rows.filter(({ id }) => sets.length === 0 || sets.some((set) => !set.has(id)));
-    entries += needed.length;
-    // What clients that go past Holdfast deleted may be gone.
-    const deleted = typeof actual === 'string' ? undefined : actual.maxDeletedId;
-    const replies = await connection.pipeline(
-      stream.database,
-      needed.map(({ id }) => ['XRANGE', stream.name, formatEntryId(id), formatEntryId(id)]),
-    );
-    for (const [index, { id, fields }] of needed.entries()) {
-      const reply = replies[index]!;
-      // WRONGTYPE: none of them is there.
-      const [entry] = (reply instanceof Error ? [] : reply) as [Buffer, Buffer[]][];
-      if (entry === undefined) {
-        if (deleted === undefined || id.compare(deleted) > 0) note('missing', formatEntryId(id));
-      } else if (!parseEntryId(entry[0])!.equals(id) || !encodeFields(entry[1]).equals(fields)) {
-        note('different', formatEntryId(id));
-      }
+    const wanted = rows.filter(({ id }) => isWanted(sets, id));
+    entries += wanted.length;
+    const there =
+      typeof actual === 'string'
+        ? new Map<string, Buffer>()
+        : await entriesAt(
+            connection,
+            stream,
+            wanted.map(({ id }) => id),
+          );
+    for (const { id, fields } of wanted) {
+      const has = there.get(id.toString('latin1'));
+      // What clients that go past Holdfast deleted may be gone.
+      const deleted = typeof actual !== 'string' && id.compare(actual.maxDeletedId) <= 0;
+      if (has === undefined) {
+        if (!deleted) note('missing', formatEntryId(id));
+      } else if (!has.equals(fields)) note('different', formatEntryId(id));
     }
   }
+  return { entries, found };
 }
 
 function settled(stream: Stream): boolean {
