@@ -5,6 +5,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import { HoldfastError } from '../errors.ts';
+import { inTransaction } from './in-transaction.ts';
 
 /** 'HF' and a number: the advisory locks that are not those of a stream. */
 const MIGRATION_LOCK = 0x4846_0001;
@@ -50,18 +51,13 @@ export async function migrate(client: pg.Client | pg.PoolClient, directory: URL)
     let count = 0;
     for (const migration of migrations) {
       if (applied.has(migration.number)) continue;
-      await client.query('BEGIN');
-      try {
+      await inTransaction(client, async () => {
         await client.query(migration.sql);
         await client.query('INSERT INTO holdfast.migration (number, name) VALUES ($1, $2)', [
           migration.number,
           migration.name,
         ]);
-        await client.query('COMMIT');
-      } catch (thrown) {
-        await client.query('ROLLBACK');
-        throw thrown;
-      }
+      });
       count += 1;
     }
     return count;

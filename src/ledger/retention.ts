@@ -14,9 +14,10 @@
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
-import { type AcknowledgedSet, readAcknowledged } from './acknowledged-set.ts';
+import { type AcknowledgedSet, isWanted, readAcknowledged } from './acknowledged-set.ts';
 import { byteaArray } from './binary-array.ts';
 import { type IdleGroup, readIdleGroups } from './idle-groups.ts';
+import { inTransaction } from './in-transaction.ts';
 import type { Ledger } from './ledger.ts';
 import { type LedgerSize, readLedgerSize } from './ledger-size.ts';
 import { streamsIn } from './partition-streams.ts';
@@ -63,7 +64,7 @@ const LOCK_MS = 200;
 /** DETACH … CONCURRENTLY waits for readers of before, and nobody waits for it. */
 const DETACH_MS = 30_000;
 const STATEMENT_MS = 60_000;
-/** Of the passes each so many'th looks after what is not in partitions. */
+/** Of the passes each so many'th looks after what is not in partitions, and for idle groups. */
 const SWEEP_EVERY = 20;
 
 export class Retention {
@@ -138,7 +139,7 @@ export class Retention {
   }
 
   async #passOnce(): Promise<PassResult> {
-    const sweep = this.#passes % SWEEP_EVERY === 0;
+    let sweep = this.#passes % SWEEP_EVERY === 0;
     this.#passes += 1;
     const { leads, leaderEpoch } = this.#options.leader();
     let result: PassResult = { opened: undefined, dropped: [], kept: 0 };
@@ -147,15 +148,14 @@ export class Retention {
       try {
         await client.query(`SET lock_timeout = ${LOCK_MS}; SET statement_timeout = ${STATEMENT_MS}`);
         result = await this.#rotate(client, leaderEpoch);
-        if (sweep || result.dropped.length > 0) {
-          await sweepAged(client, leaderEpoch, this.#options.retentionMs, () => this.#stopped);
-        }
+        sweep ||= result.dropped.length > 0;
+        if (sweep) await sweepAged(client, leaderEpoch, this.#options.retentionMs, () => this.#stopped);
       } finally {
         await client.end();
       }
     }
     this.#size = await readLedgerSize(this.#ledger.pool);
-    await this.#watchIdle();
+    if (sweep) await this.#watchIdle();
     this.#lastError = undefined;
     return result;
   }
@@ -252,9 +252,7 @@ export class Retention {
         horizon.groupIds.map((groupId) => readAcknowledged(this.#ledger.pool, groupId)),
       );
       const sets = acknowledged;
-      const needed = rows
-        .filter(({ id, deleted }) => !deleted && (sets.length === 0 || sets.some((set) => !set.has(id))))
-        .map(({ id }) => id);
+      const needed = rows.filter(({ id, deleted }) => !deleted && isWanted(sets, id)).map(({ id }) => id);
       if (needed.length === 0) continue;
       const { rows: moved } = await client.query<{ kept: string }>(
         'SELECT holdfast.keep_entries($1, $2, $3, $4::bytea[]) AS kept',
@@ -295,18 +293,6 @@ export class Retention {
       );
     }
     this.#alarmed = idle;
-  }
-}
-
-async function inTransaction<T>(client: pg.Client, run: () => Promise<T>): Promise<T> {
-  await client.query('BEGIN');
-  try {
-    const result = await run();
-    await client.query('COMMIT');
-    return result;
-  } catch (thrown) {
-    await client.query('ROLLBACK');
-    throw thrown;
   }
 }
 
