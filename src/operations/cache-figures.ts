@@ -3,7 +3,7 @@ import { Counter, type Registry } from 'prom-client';
 import type { Cache, CacheSnapshot } from '../cache/cache.ts';
 import type { CacheCounters, CacheReport } from '../cache/cache-statistics.ts';
 import { type LeaseCounters, noLeaseCounters } from '../cache/leases.ts';
-import type { Figure } from './metrics.ts';
+import { type Figure, figuresNamed } from './metrics.ts';
 
 const BY_FAMILY: readonly (readonly [keyof CacheCounters, string, string])[] = [
   ['hits', 'hits_total', 'Lookups that found a value'],
@@ -51,51 +51,30 @@ export function addCacheMetrics(registry: Registry, cache: Pick<Cache, 'statisti
 
 export function cacheFigures({ statistics, leases, invalidations }: Cache): Figure[] {
   const counters = leases?.counters ?? noLeaseCounters();
-  const recent = MINUTES.flatMap(([minutes, span]): Figure[] => [
-    {
-      name: `holdfast_cache_recent_hits_${minutes}m`,
-      help: `Hits of the last ${minutes} minutes`,
-      kind: 'current',
-      read: () => statistics.report().lookups[span].hits,
-    },
-    {
-      name: `holdfast_cache_recent_misses_${minutes}m`,
-      help: `Misses of the last ${minutes} minutes`,
-      kind: 'current',
-      read: () => statistics.report().lookups[span].misses,
-    },
-  ]);
-  const totals = LEASE_TOTALS.map(
-    ([counter, name, help]): Figure => ({
-      name: `holdfast_lease_${name}`,
-      help,
-      kind: 'total',
-      read: () => counters[counter],
-    }),
-  );
+  const { current, total } = figuresNamed('holdfast_');
   return [
-    ...recent,
-    ...totals,
-    {
-      name: 'holdfast_lease_wait_seconds_total',
-      help: 'Time that clients waited for the fetch of another',
-      kind: 'total',
-      read: () => counters.waitMsTotal / 1000,
-    },
-    { name: 'holdfast_lease_waiting', help: 'Clients that wait', kind: 'current', read: () => counters.waiting },
-    { name: 'holdfast_leases_held', help: 'Clients that hold a lease', kind: 'current', read: () => counters.held },
-    {
-      name: 'holdfast_cache_invalidations_total',
-      help: 'Scopes invalidated',
-      kind: 'total',
-      read: () => invalidations.report().total,
-    },
-    {
-      name: 'holdfast_cache_invalidated_keys_total',
-      help: 'Keys removed with their scope',
-      kind: 'total',
-      read: () => invalidations.report().keysTotal,
-    },
+    ...MINUTES.flatMap(([minutes, span]) => [
+      current(
+        `cache_recent_hits_${minutes}m`,
+        `Hits of the last ${minutes} minutes`,
+        () => statistics.report().lookups[span].hits,
+      ),
+      current(
+        `cache_recent_misses_${minutes}m`,
+        `Misses of the last ${minutes} minutes`,
+        () => statistics.report().lookups[span].misses,
+      ),
+    ]),
+    ...LEASE_TOTALS.map(([counter, name, help]) => total(`lease_${name}`, help, () => counters[counter])),
+    total(
+      'lease_wait_seconds_total',
+      'Time that clients waited for the fetch of another',
+      () => counters.waitMsTotal / 1000,
+    ),
+    current('lease_waiting', 'Clients that wait', () => counters.waiting),
+    current('leases_held', 'Clients that hold a lease', () => counters.held),
+    total('cache_invalidations_total', 'Scopes invalidated', () => invalidations.report().total),
+    total('cache_invalidated_keys_total', 'Keys removed with their scope', () => invalidations.report().keysTotal),
   ];
 }
 

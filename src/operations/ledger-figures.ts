@@ -1,20 +1,9 @@
 import type { Ledger } from '../ledger/ledger.ts';
 import type { Recovery } from '../recovery/recovery.ts';
-import type { Figure } from './metrics.ts';
+import { type Figure, figuresNamed } from './metrics.ts';
 
 export function ledgerFigures(ledger: Pick<Ledger, 'metrics'>, recovery: Pick<Recovery, 'status'>): Figure[] {
-  const current = (name: string, help: string, read: () => number): Figure => ({
-    name: `holdfast_${name}`,
-    help,
-    kind: 'current',
-    read,
-  });
-  const total = (name: string, help: string, read: () => number): Figure => ({
-    name: `holdfast_${name}`,
-    help,
-    kind: 'total',
-    read,
-  });
+  const { current, total } = figuresNamed('holdfast_');
   const commit = () => ledger.metrics().commit;
   const outage = () => ledger.metrics().outage;
   const acknowledgements = () => ledger.metrics().acknowledgements;

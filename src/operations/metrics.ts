@@ -12,6 +12,16 @@ export interface Figure {
   read(): number;
 }
 
+/** Makers of figures whose names begin with `prefix`. */
+export function figuresNamed(
+  prefix: string,
+): Record<Figure['kind'], (name: string, help: string, read: () => number) => Figure> {
+  return {
+    current: (name, help, read) => ({ name: `${prefix}${name}`, help, kind: 'current', read }),
+    total: (name, help, read) => ({ name: `${prefix}${name}`, help, kind: 'total', read }),
+  };
+}
+
 /** Node's own figures (event loop lag, memory, CPU) under `holdfast_`. */
 export function createMetrics(): Registry {
   const registry = new Registry();

@@ -1,20 +1,9 @@
 import type { Retention } from '../ledger/retention.ts';
-import type { Figure } from './metrics.ts';
+import { type Figure, figuresNamed } from './metrics.ts';
 
 /** The size of the ledger, as of the last pass of retention: 0 until it was first measured. */
 export function retentionFigures(retention: Pick<Retention, 'status'>): Figure[] {
-  const current = (name: string, help: string, read: () => number): Figure => ({
-    name: `holdfast_ledger_${name}`,
-    help,
-    kind: 'current',
-    read,
-  });
-  const total = (name: string, help: string, read: () => number): Figure => ({
-    name: `holdfast_ledger_${name}`,
-    help,
-    kind: 'total',
-    read,
-  });
+  const { current, total } = figuresNamed('holdfast_ledger_');
   const status = () => retention.status();
   return [
     current('bytes', 'Bytes of the ledger, indexes included', () => status().size?.bytes ?? 0),
