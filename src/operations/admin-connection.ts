@@ -1,6 +1,7 @@
 /** How a subcommand asks the running sidecar: as any RESP client does, by its HOLDFAST command. */
 import { Redis } from 'ioredis';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { ioredisTarget, withoutPassword } from '../redis-url.ts';
 
 const CONNECT_MS = 5000;
 
@@ -17,13 +18,13 @@ export async function askSidecar(url: string, args: readonly string[]): Promise<
     retryStrategy: () => null,
     connectTimeout: CONNECT_MS,
   };
-  const redis = url.startsWith('unix:') ? new Redis(url.slice('unix:'.length), options) : new Redis(url, options);
+  const redis = new Redis(ioredisTarget(url), options);
   redis.on('error', () => undefined);
   try {
     await redis.connect();
     return await redis.call('HOLDFAST', ...args);
   } catch (thrown) {
-    throw new HoldfastError('CONFIG', `${url.replace(/\/\/[^@/]*@/, '//***@')}: ${messageOf(thrown)}`, {
+    throw new HoldfastError('CONFIG', `${withoutPassword(url)}: ${messageOf(thrown)}`, {
       cause: thrown,
     });
   } finally {

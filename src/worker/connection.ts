@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis, type RedisOptions } from 'ioredis';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { ioredisTarget, withoutPassword } from '../redis-url.ts';
 
 const RECONNECT_MS_MAX = 500;
 const CONNECT_MS = 5000;
@@ -27,9 +28,7 @@ export function createConnection(url: string, name: string, log: Logger): Redis 
     socketTimeout: SILENCE_MS,
     retryStrategy: (times: number) => Math.min(25 * 2 ** Math.min(times, 8), RECONNECT_MS_MAX),
   } satisfies RedisOptions;
-  const redis = url.startsWith('unix:')
-    ? new Redis(url.replace(/^unix:(\/\/(?=\/))?/, ''), options)
-    : new Redis(url, options);
+  const redis = new Redis(ioredisTarget(url), options);
   let down = false;
   redis.on('error', (error: Error) => {
     if (!down) log.warn({ connection: name, error: error.message }, 'connection to the KV store failed, reconnecting');
@@ -79,8 +78,4 @@ export async function answerFirst(action: () => Promise<unknown>): Promise<void>
       await sleep(100);
     }
   }
-}
-
-function withoutPassword(url: string): string {
-  return url.replace(/\/\/[^@/]*@/, '//***@');
 }
