@@ -1,9 +1,10 @@
 /**
  * The lanes of one upstream identity (user, database, protocol version): shared lanes, and a pool of dedicated ones.
  *
- * Usually there is one shared lane. When a reply is slow in coming (a script that runs for seconds, CLIENT PAUSE) the
- * lane is *stalled*: sessions with nothing in flight move to a further one, so that they hear `-BUSY` from the server
- * instead of waiting behind somebody else, and SCRIPT KILL gets through.
+ * Usually there is one shared lane. It is *stalled* when a reply is slow in coming (a script that runs for seconds, CLIENT
+ * PAUSE), or when what was owed a while ago is still owed although bytes come in great number (replies of many megabytes):
+ * sessions with nothing in flight move to a further one, so that they hear `-BUSY` from the server instead of waiting
+ * behind somebody else, SCRIPT KILL gets through, and a PING does not wait for a gigabyte.
  */
 import { HoldfastError } from '../errors.ts';
 import type { Lane } from './lane.ts';
@@ -22,6 +23,40 @@ interface Waiting {
   readonly deadline: number;
 }
 
+/** What a shared lane had done when it was last seen to make progress. */
+interface Progress {
+  bytesRead: number;
+  ticks: number;
+  idleTicks: number;
+  /** So many entries will be over when the one that was the last of the queue at the mark is. */
+  settledAtMark: number;
+  bytesAtMark: number;
+  ticksSinceMark: number;
+}
+
+function progressOf(lane: Lane): Progress {
+  return {
+    bytesRead: lane.bytesRead,
+    ticks: 0,
+    idleTicks: 0,
+    settledAtMark: lane.settled,
+    bytesAtMark: lane.bytesRead,
+    ticksSinceMark: 0,
+  };
+}
+
+/** Whether all this time went into what was owed at the mark. Sets the mark anew when that is over. */
+function isBusyWithLargeReplies(lane: Lane, seen: Progress): boolean {
+  if (lane.settled >= seen.settledAtMark) {
+    seen.settledAtMark = lane.settled + lane.owed;
+    seen.bytesAtMark = lane.bytesRead;
+    seen.ticksSinceMark = 0;
+    return false;
+  }
+  seen.ticksSinceMark += 1;
+  return seen.ticksSinceMark >= STALLED_TICKS && lane.bytesRead - seen.bytesAtMark >= LARGE_REPLIES_BYTES;
+}
+
 const RETIRED = new HoldfastError('RETIRED', 'closed by Holdfast');
 /** Ticks without progress before a lane with replies owed counts as stalled, and before idle lanes are closed. */
 const STALLED_TICKS = 3;
@@ -29,6 +64,8 @@ const IDLE_TICKS = 20 * 60;
 /** Until a user that could not be made is tried again. */
 const PREPARE_RETRY_MS = 100;
 const SHARED_LANES_MAX = 16;
+/** Bytes that a lane must have read since what it owes was asked for, to be stalled by the size of its replies. */
+const LARGE_REPLIES_BYTES = 8 * 1024 * 1024;
 /** Ticks between attempts to have a spare lane. */
 const SPARE_TICKS = 2;
 
@@ -39,7 +76,7 @@ export class LaneSet {
   private readonly shared: Lane[] = [];
   private readonly idle: { lane: Lane; ticks: number }[] = [];
   private readonly waiting: Waiting[] = [];
-  private readonly progress = new Map<Lane, { reads: number; ticks: number; idleTicks: number }>();
+  private readonly progress = new Map<Lane, Progress>();
   private connecting = 0;
   private dedicatedInUse = 0;
   private spareTicks = 0;
@@ -73,7 +110,7 @@ export class LaneSet {
     const spare = this.shared.length > 0 && this.shared.length < SHARED_LANES_MAX ? this.idle.pop()?.lane : undefined;
     if (spare !== undefined) {
       this.shared.push(spare);
-      this.progress.set(spare, { reads: spare.reads, ticks: 0, idleTicks: 0 });
+      this.progress.set(spare, progressOf(spare));
       return spare;
     }
     return this.shared.length >= SHARED_LANES_MAX ? this.shared[0] : undefined;
@@ -156,11 +193,11 @@ export class LaneSet {
   private watch(lane: Lane): void {
     const seen = this.progress.get(lane);
     if (seen === undefined) return;
-    if (lane.reads !== seen.reads) {
-      seen.reads = lane.reads;
+    if (lane.bytesRead !== seen.bytesRead) {
+      seen.bytesRead = lane.bytesRead;
       seen.ticks = 0;
       seen.idleTicks = 0;
-      lane.stalled = false;
+      lane.stalled = isBusyWithLargeReplies(lane, seen);
     } else if (lane.owed > 0) {
       seen.ticks += 1;
       if (seen.ticks >= STALLED_TICKS) lane.stalled = true;
@@ -250,7 +287,7 @@ export class LaneSet {
   private addShared(lane: Lane): void {
     this.shared.push(lane);
     this.keepSpare();
-    this.progress.set(lane, { reads: 0, ticks: 0, idleTicks: 0 });
+    this.progress.set(lane, progressOf(lane));
     for (let i = 0; i < this.waiting.length; ) {
       const waiting = this.waiting[i]!;
       if (waiting.dedicated) i += 1;

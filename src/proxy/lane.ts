@@ -90,8 +90,9 @@ export class Lane {
   raw = false;
   /** RESP2 with subscriptions: messages come as arrays. */
   subscribedResp2 = false;
-  /** Grows with every read: what has not grown for a while with replies owed is stalled. */
-  reads = 0;
+  /** What was read of it. */
+  bytesRead = 0;
+  /** What is sent now would wait long for its reply (see the lane set). */
   stalled = false;
   congested = false;
   /** Our side of the connection has ended; the server closes it soon. */
@@ -141,6 +142,11 @@ export class Lane {
   /** Entries of the queue: runs of plain replies count as one. */
   get owed(): number {
     return this.queue.size;
+  }
+
+  /** Entries of the queue that are over. */
+  get settled(): number {
+    return this.queue.popped;
   }
 
   /** A run of `count` complete requests; their replies are passed on as they come, or dropped without a receiver. */
@@ -226,7 +232,7 @@ export class Lane {
   /** Reader of the socket. */
   readonly read = (bytes: Buffer, bytesLength: number): void => {
     if (this.state === 'closed') return;
-    this.reads += 1;
+    this.bytesRead += bytesLength;
     let buffer = bytes;
     let length = bytesLength;
     if (this.undecided.length > 0) {

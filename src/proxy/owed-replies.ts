@@ -71,6 +71,8 @@ export class OwedReplies {
   mask = CAPACITY_MIN - 1;
   head = 0;
   size = 0;
+  /** Entries that were taken off in all. */
+  popped = 0;
 
   push(kind: number, receiver: ReplyReceiver | undefined, task: OwedReply | undefined, count: number): void {
     if (this.size > this.mask) this.grow();
@@ -89,6 +91,7 @@ export class OwedReplies {
     this.glances[this.head] = undefined;
     this.head = (this.head + 1) & this.mask;
     this.size -= 1;
+    this.popped += 1;
   }
 
   private grow(): void {

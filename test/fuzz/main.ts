@@ -4,6 +4,7 @@
  */
 import { parseArgs } from 'node:util';
 import type { KvBinary } from '../../bench/processes.ts';
+import { DEFAULT_LIMITS } from '../../src/proxy/limits.ts';
 import { connectRaw } from '../support/raw-client.ts';
 import { describeCommandMismatch, fuzzCommands } from './command-differential.ts';
 import { readCommandDocs } from './command-generator.ts';
@@ -193,7 +194,7 @@ async function stall(twins: Twins): Promise<boolean> {
     `stalled reader with 1 GB owed: ${megabytes(cost.beforeBytes)} before, ${megabytes(cost.peakBytes)} at most, ` +
       `${cost.closed ? 'closed' : 'kept'}; slowest PING of another ${Math.round(cost.slowestPingMs)} ms`,
   );
-  return cost.peakBytes - cost.beforeBytes < 200 * MEGABYTE;
+  return cost.closed && cost.peakBytes - cost.beforeBytes < DEFAULT_LIMITS.outputBytesMax + 50 * MEGABYTE;
 }
 
 async function isolation(server: KvBinary, seed: number, commands: number): Promise<boolean> {
