@@ -45,17 +45,13 @@ export interface Dispatcher {
   readonly running: number;
   /** Handlers that ignored their signal and still hold a slot. */
   readonly stuck: number;
-  /** How many more entries than free slots will be wanted within `horizonMs`, at the pace of the last ones. */
-  readAhead(horizonMs: number): number;
+  /** How many handlers of a kind may run at once. */
+  slots(run: HandlerSpec['run']): number;
   /** `performance.now()` of the last outcome. */
   readonly lastOutcomeAt: number;
   /** Nothing starts any more. */
   stop(): void;
 }
-
-const READ_AHEAD_MAX = 512;
-/** So small that one slow call among many fast ones does not look like a change of pace. */
-const PACE_WEIGHT = 0.02;
 
 export interface DispatcherOptions {
   readonly app: App;
@@ -65,7 +61,7 @@ export interface DispatcherOptions {
   /** Makes the gate of a handler with a rate limit. */
   gate(handler: HandlerSpec, wanted: () => number, onGranted: () => void): RateGate;
   onStart(held: Held): void;
-  onOutcome(held: Held, outcome: CallOutcome): void;
+  onOutcome(held: Held, outcome: CallOutcome, tookMs: number): void;
   /** A slot is free and nothing that waits could use it. */
   onFree(): void;
 }
@@ -106,8 +102,6 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
 
   let stopped = false;
   let lastOutcomeAt = performance.now();
-  /** Mean time of a call, in ms, recent ones counting most. */
-  let pace = Number.POSITIVE_INFINITY;
   let pumping = false;
 
   function room(turn: Turn): number {
@@ -163,9 +157,8 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
         held.abort = undefined;
         lastOutcomeAt = performance.now();
         const tookMs = lastOutcomeAt - startedAt;
-        pace = Number.isFinite(pace) ? pace + (tookMs - pace) * PACE_WEIGHT : tookMs;
         turn.observe(tookMs / 1000);
-        options.onOutcome(held, outcome);
+        options.onOutcome(held, outcome, tookMs);
         // Still here after this tick: nothing could end it.
         queueMicrotask(() => {
           if (released) return;
@@ -204,10 +197,7 @@ export function createDispatcher(options: DispatcherOptions): Dispatcher {
     get stuck() {
       return lanes.reduce((sum, lane) => sum + lane.stuck, 0);
     },
-    readAhead(horizonMs) {
-      const slots = lanes.reduce((sum, lane) => sum + lane.limit(), 0);
-      return Math.min(READ_AHEAD_MAX, Math.floor((slots * horizonMs) / Math.max(pace, 0.01)));
-    },
+    slots: (run) => (run === 'thread' ? threads : inProcess).limit(),
     get lastOutcomeAt() {
       return lastOutcomeAt;
     },

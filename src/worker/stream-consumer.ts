@@ -25,6 +25,7 @@ import type { Delivery, Group } from './group.ts';
 import type { Held } from './held.ts';
 import { createKeyOrder } from './key-order.ts';
 import type { Outcome, WorkerMetrics } from './metrics.ts';
+import { createReadAhead } from './read-ahead.ts';
 import { retryDelayMs, TAKEOVERS_MAX } from './retry-policy.ts';
 import type { CallOutcome } from './run-handler.ts';
 import type { KnownEntry, WorkerStore } from './store.ts';
@@ -68,7 +69,7 @@ export interface StreamConsumer {
   readonly stream: string;
   start(): void;
   onStart(held: Held): void;
-  onOutcome(held: Held, outcome: CallOutcome): void;
+  onOutcome(held: Held, outcome: CallOutcome, tookMs: number): void;
   /** There may be room now. */
   wake(): void;
   state(): ConsumerState;
@@ -94,6 +95,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   const labels = { stream };
   const reporter = createFailureReporter({ app, group, commands, store });
   const watch = createStreamWatch({ app, group, commands, metrics, log });
+  const readAhead = createReadAhead(app, (run) => options.dispatcher().slots(run));
   const order = app.orderBy === undefined ? undefined : createKeyOrder({ commands, app, group, log });
 
   const held = new Map<string, Held>();
@@ -121,11 +123,10 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   /** How many entries to take in now. */
   function room(): number {
     if (settlingCount() > SETTLING_MAX) return 0;
-    const dispatcher = options.dispatcher();
-    const readAhead = dispatcher.readAhead(READ_AHEAD_MS + 2 * lookUpMs);
-    const wanted = dispatcher.free + readAhead - queued;
+    const ahead = readAhead.entriesWithin(READ_AHEAD_MS + 2 * lookUpMs);
+    const wanted = options.dispatcher().free + ahead - queued;
     // A long queue is filled up by halves, so that many small reads become few large ones.
-    if (wanted < Math.max(1, readAhead / 2)) return 0;
+    if (wanted < Math.max(1, ahead / 2)) return 0;
     return order === undefined ? wanted : Math.min(wanted, ORDERED_HELD_MAX - held.size);
   }
   function settlingCount(): number {
@@ -264,6 +265,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         return;
       }
       steps.push(handler);
+      readAhead.onEntry(handler);
     }
     entry.steps = steps;
     if (steps.length === 0) acknowledge(entry);
@@ -278,8 +280,9 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     queued -= 1;
   }
 
-  function onOutcome(entry: Held, outcome: CallOutcome): void {
+  function onOutcome(entry: Held, outcome: CallOutcome, tookMs: number): void {
     const handler = entry.steps[entry.step]!;
+    readAhead.onOutcome(handler, tookMs);
     entry.step += 1;
     if (outcome.kind === 'interrupted') entry.interrupted = true;
     else if (outcome.kind === 'failed') {

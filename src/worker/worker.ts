@@ -113,7 +113,7 @@ export async function startWorker(app: App, options: WorkerOptions): Promise<Wor
           onGranted,
         }),
       onStart: (held) => consumers.get(held.stream)!.onStart(held),
-      onOutcome: (held, outcome) => consumers.get(held.stream)!.onOutcome(held, outcome),
+      onOutcome: (held, outcome, tookMs) => consumers.get(held.stream)!.onOutcome(held, outcome, tookMs),
       onFree: wakeAll,
     });
 
