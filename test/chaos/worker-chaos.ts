@@ -51,9 +51,9 @@ export interface WorkerChaosReport {
   readonly permanentlyFailed: number;
   /** Handler calls that ended well beyond the first for their event. */
   readonly duplicates: number;
-  /** Longest time from a failed attempt's retry being due to its beginning, in ms; outside of and including outages. */
+  /** From a failed attempt's retry being due to its beginning, less the KV store's outages in between. */
   readonly retryLatenessMs: { readonly p50: number; readonly p99: number; readonly max: number };
-  /** Longest time in which nothing began or ended while there was work, KV outages included. */
+  /** Longest time in which nothing was added, began or ended, less the KV store's outages in it. */
   readonly longestSilenceMs: number;
   readonly pending: number;
   /** Broken promises, each in words; none is a pass. */
@@ -71,6 +71,7 @@ const REPOSITORY = fileURLToPath(new URL('../../', import.meta.url));
 const BATCH = 100;
 const KV_DOWN_MS = 400;
 const STALL_MS = 5000;
+const RESTART_MS = 200;
 const FINDINGS_MAX = 20;
 
 export async function runWorkerChaos(options: WorkerChaosOptions): Promise<WorkerChaosReport> {
@@ -156,27 +157,29 @@ async function run(
         env: { ...process.env, CHAOS_SEED: options.seed, CHAOS_NOTES: notesDirectory },
       },
     );
-    // As a supervisor would: one that could not start, the KV store being down, is started again.
-    workers[slot].once('exit', (code) => {
-      if (code !== null && !ending) void sleep(200).then(() => startOne(slot));
+    // As a supervisor would, whether it was killed or could not start, the KV store being down.
+    const started = workers[slot];
+    started.once('exit', () => {
+      void sleep(RESTART_MS).then(() => (ending || workers[slot] !== started ? undefined : startOne(slot)));
     });
   }
   undo.push(async () => {
-    ending = true;
+    ending = calm = true;
     await Promise.all(workers.map(killTree));
   });
   for (let slot = 0; slot < options.workers; slot += 1) await startOne(slot);
 
   // ── nemeses ──
+  let calm = false;
   let workerKills = 0;
   let kvKills = 0;
-  const outages: { from: number; to: number }[] = [];
+  const outages: Span[] = [];
   async function every(meanMs: number, strike: () => Promise<void>): Promise<void> {
     if (meanMs === 0) return;
     const draws = random.fork(String(strike));
-    while (!ending) {
+    while (!calm) {
       await sleep(meanMs * (0.5 + draws.next()));
-      if (!ending) await strike();
+      if (!calm) await strike();
     }
   }
   const victims = random.fork('victims');
@@ -185,13 +188,13 @@ async function run(
       const slot = victims.integer(0, options.workers - 1);
       await killTree(workers[slot]!);
       workerKills += 1;
-      if (!ending) await startOne(slot);
     }),
     every(options.killKvMs, async () => {
       const from = Date.now();
       await kv.kill9();
       await sleep(KV_DOWN_MS);
       await kv.restart();
+      await answered(redis);
       kvKills += 1;
       outages.push({ from, to: Date.now() });
       say(`KV store down for ${Date.now() - from} ms`);
@@ -242,7 +245,7 @@ async function run(
     await sleep(500);
     left = await remaining();
   }
-  ending = true;
+  calm = true;
   await Promise.all(nemeses);
   say(`nemeses end with ${left} left: ${workerKills} workers and ${kvKills} KV stores killed`);
   while (left > 0 && Date.now() - startedAt < options.limitMs) {
@@ -253,6 +256,7 @@ async function run(
   if (left > 0) {
     say(`pending: ${JSON.stringify(await redis.call('XPENDING', 'events', 'workers', '-', '+', 20))}`);
   }
+  ending = true;
   for (const worker of workers) worker.kill('SIGTERM');
   await Promise.race([Promise.all(workers.map(exitOf)), sleep(30_000)]);
 
@@ -264,6 +268,18 @@ async function run(
     pending: left,
     ...judge(options, added, addedAt, outages, await readNotes(notesDirectory), await readDeadLetters(redis)),
   };
+}
+
+/** Until the group's pending entries can be asked for again, where the workers ask: a restore is part of the outage. */
+async function answered(redis: Redis): Promise<void> {
+  for (;;) {
+    try {
+      await redis.call('XPENDING', 'events', 'workers');
+      return;
+    } catch {
+      await sleep(20);
+    }
+  }
 }
 
 async function readNotes(directory: string): Promise<Map<string, Note[]>> {
@@ -300,7 +316,7 @@ function judge(
   options: WorkerChaosOptions,
   added: ReadonlyMap<string, number>,
   addedAt: ReadonlyMap<string, number>,
-  outages: readonly { from: number; to: number }[],
+  outages: readonly Span[],
   notes: ReadonlyMap<string, Note[]>,
   deadLetters: ReadonlyMap<string, number[]>,
 ): Omit<WorkerChaosReport, 'seed' | 'seconds' | 'workerKills' | 'kvKills' | 'pending'> {
@@ -339,16 +355,16 @@ function judge(
     if (Math.max(0, ...begun) > attempts)
       find(`${id}: attempt ${Math.max(...begun)} was made, the policy says ${attempts}`);
     for (const [attempt, late] of retriesOf(options.seed, event, own)) {
-      lateness.push(late.ms);
-      const excused = outages.some((outage) => late.due <= outage.to + STALL_MS && late.at >= outage.from);
-      if (options.judgeStalls && late.ms > STALL_MS && !excused)
-        find(`${id}: attempt ${attempt} began ${late.ms} ms after it was due`);
+      const lateMs = withoutOutages(late.due, late.at, outages);
+      lateness.push(lateMs);
+      if (options.judgeStalls && lateMs > STALL_MS)
+        find(`${id}: attempt ${attempt} began ${Math.round(lateMs)} ms after it was due, outages not counted`);
     }
   }
   for (const [id, reports] of deadLetters) if (reports.length > 1) find(`${id}: reported ${reports.length} times`);
   lateness.sort((a, b) => a - b);
   const at = (share: number): number => Math.round(lateness[Math.floor((lateness.length - 1) * share)] ?? 0);
-  const longestSilenceMs = longestSilence([...notes.values()].flat(), [...addedAt.values()]);
+  const longestSilenceMs = longestSilence([...notes.values()].flat(), [...addedAt.values()], outages);
   if (options.judgeStalls && longestSilenceMs > STALL_MS)
     find(`nothing happened for ${longestSilenceMs} ms while there was work`);
   return {
@@ -362,13 +378,13 @@ function judge(
   };
 }
 
-/** For each attempt beyond the first: when it was due after the last failure of the one before, and how late it began. */
+/** For each attempt beyond the first: when it was due after the last failure of the one before, and when it began. */
 function retriesOf(
   seed: string,
   event: ReturnType<typeof eventOf>,
   notes: readonly Note[],
-): Map<number, { ms: number; due: number; at: number }> {
-  const retries = new Map<number, { ms: number; due: number; at: number }>();
+): Map<number, { due: number; at: number }> {
+  const retries = new Map<number, { due: number; at: number }>();
   for (let attempt = 2; attempt <= CHAOS_RETRY.attempts; attempt += 1) {
     const first = notes.find((note) => note.what === 'begin' && note.attempt === attempt);
     if (first === undefined) break;
@@ -378,15 +394,30 @@ function retriesOf(
     const last = before.findLast((note) => note.what === (timedOut ? 'begin' : 'fail'));
     if (last === undefined) continue;
     const backoff = Math.min(CHAOS_RETRY.baseMs * 2 ** (attempt - 2), CHAOS_RETRY.maxMs) * (1 + CHAOS_RETRY.jitter);
-    const due = last.at + backoff + (timedOut ? CHAOS_TIMEOUT_MS + CHAOS_GRACE_MS : 0);
-    retries.set(attempt, { ms: Math.max(0, first.at - due), due, at: first.at });
+    retries.set(attempt, {
+      due: last.at + backoff + (timedOut ? CHAOS_TIMEOUT_MS + CHAOS_GRACE_MS : 0),
+      at: first.at,
+    });
   }
   return retries;
 }
 
-function longestSilence(notes: readonly Note[], addedAt: readonly number[]): number {
+interface Span {
+  readonly from: number;
+  readonly to: number;
+}
+
+/** Milliseconds from one time to another in which the KV store was there; 0 where the first is not before the other. */
+function withoutOutages(from: number, to: number, outages: readonly Span[]): number {
+  const away = outages.map((outage) => Math.max(0, Math.min(to, outage.to) - Math.max(from, outage.from)));
+  return Math.max(0, to - from - away.reduce((sum, ms) => sum + ms, 0));
+}
+
+function longestSilence(notes: readonly Note[], addedAt: readonly number[], outages: readonly Span[]): number {
   const times = [...notes.map((note) => note.at), ...addedAt].sort((a, b) => a - b);
   let longest = 0;
-  for (let i = 1; i < times.length; i += 1) longest = Math.max(longest, times[i]! - times[i - 1]!);
+  for (let i = 1; i < times.length; i += 1) {
+    longest = Math.max(longest, withoutOutages(times[i - 1]!, times[i]!, outages));
+  }
   return longest;
 }
