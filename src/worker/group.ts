@@ -174,6 +174,11 @@ export interface GroupOptions {
   readonly reader: Redis;
 }
 
+/** The group, or its stream, is not there (any more). */
+export function isNoGroup(error: unknown): boolean {
+  return error instanceof Error && error.message.startsWith('NOGROUP');
+}
+
 export function retryConsumerOf(group: string): string {
   return `${group}:retry`;
 }

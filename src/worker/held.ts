@@ -36,6 +36,8 @@ export interface Held {
   /** A shutdown or a lost claim cut it off: no failure of its own. */
   interrupted: boolean;
   state: HeldState;
+  /** It counts as one that wants a slot. */
+  queued: boolean;
   /** `performance.now()` when it began to wait. */
   waitingSince: number;
   /** `performance.now()` when the claim was last known to be fresh. */

@@ -25,6 +25,7 @@ function waiting(id: string, attempt: number): Held {
     failures: [],
     interrupted: false,
     state: 'waiting',
+    queued: true,
     waitingSince: 0,
     renewedAt: 0,
     claim: 'here',

@@ -1,0 +1,127 @@
+/**
+ * What a worker holds of one stream, and how many of those entries want a slot. Every change of an entry's state goes
+ * through here, so that the count and the order by key stay right.
+ *
+ * Invariant: an entry is held once, however often it is delivered, until it is let go.
+ */
+
+import { fieldsOf } from './dead-letters.ts';
+import type { Dispatcher } from './dispatcher.ts';
+import type { Delivery } from './group.ts';
+import type { Held } from './held.ts';
+import type { KeyOrder } from './key-order.ts';
+import { traceFields } from './trace.ts';
+
+export interface Hand {
+  readonly size: number;
+  /** Entries that want a slot, not counting those that wait for their key. */
+  readonly queued: number;
+  has(id: string): boolean;
+  get(id: string): Held | undefined;
+  /** As of now: what is let go meanwhile stays in it. */
+  entries(): Held[];
+  take(delivery: Delivery): Held;
+  /** Lets it wait for its slot, behind those of its key. */
+  line(entry: Held): void;
+  /** Lets it wait for its slot. */
+  queue(entry: Held): void;
+  start(entry: Held): void;
+  settle(entry: Held): void;
+  /** Takes back one that waits for its slot. Gives the entry to settle in its place. */
+  withdraw(entry: Held): Held;
+  letGo(entry: Held): void;
+}
+
+export function createHand(options: {
+  readonly stream: string;
+  readonly order: KeyOrder | undefined;
+  readonly dispatcher: () => Dispatcher;
+  /** There is one less. */
+  onLetGo(): void;
+}): Hand {
+  const { stream, order, dispatcher } = options;
+  const held = new Map<string, Held>();
+  let queued = 0;
+
+  function setQueued(entry: Held, value: boolean): void {
+    if (entry.queued === value) return;
+    entry.queued = value;
+    queued += value ? 1 : -1;
+  }
+  function queue(entry: Held): void {
+    entry.state = 'waiting';
+    entry.waitingSince = performance.now();
+    setQueued(entry, true);
+    dispatcher().add(entry);
+  }
+
+  return {
+    get size() {
+      return held.size;
+    },
+    get queued() {
+      return queued;
+    },
+    has: (id) => held.has(id),
+    get: (id) => held.get(id),
+    entries: () => [...held.values()],
+    take({ id, fields: flat, attempt, takeovers }) {
+      const now = performance.now();
+      const fields = fieldsOf(flat);
+      const entry: Held = {
+        stream,
+        id,
+        fields,
+        trace: traceFields(fields),
+        event: undefined,
+        attempt,
+        takeovers,
+        stored: false,
+        steps: [],
+        step: 0,
+        failures: [],
+        interrupted: false,
+        state: 'waiting',
+        queued: false,
+        waitingSince: now,
+        renewedAt: now,
+        claim: 'here',
+        key: undefined,
+        abort: undefined,
+      };
+      held.set(id, entry);
+      setQueued(entry, true);
+      return entry;
+    },
+    line(entry) {
+      if (order === undefined || order.enter(entry)) queue(entry);
+      else setQueued(entry, false);
+    },
+    queue,
+    start(entry) {
+      entry.state = 'running';
+      setQueued(entry, false);
+    },
+    settle(entry) {
+      entry.state = 'settling';
+      setQueued(entry, false);
+    },
+    withdraw(entry) {
+      setQueued(entry, false);
+      // The dispatcher skips what is gone, so its copy in the queue must be another one than the entry that settles.
+      const settling: Held = { ...entry, state: 'settling' };
+      entry.state = 'gone';
+      held.set(entry.id, settling);
+      return settling;
+    },
+    letGo(entry) {
+      if (entry.state === 'gone') return;
+      setQueued(entry, false);
+      entry.state = 'gone';
+      held.delete(entry.id);
+      const next = order?.leave(entry);
+      if (next !== undefined) queue(next);
+      options.onLetGo();
+    },
+  };
+}
