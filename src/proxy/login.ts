@@ -56,11 +56,14 @@ async function authenticate(
     changeLanes(session, () => session.become(own, undefined));
     return undefined;
   }
-  const stays = session.dedicated && session.identity === undefined;
-  const reply = stays ? await ask(session, 0, args, true) : await judge(session, credentials, asked);
-  if (reply[0] === MINUS) return reply;
-  if (stays) session.become(undefined, credentials);
-  else changeLanes(session, () => session.become(undefined, credentials));
+  const verdict = await judge(session, credentials, asked);
+  if (verdict[0] === MINUS) return verdict;
+  if (session.dedicated && session.identity === undefined) {
+    // Only now: among its pushes the server would not answer an AUTH that it refuses.
+    const reply = await ask(session, 0, args, true);
+    if (reply[0] === MINUS) return reply;
+    session.become(undefined, credentials);
+  } else changeLanes(session, () => session.become(undefined, credentials));
   return undefined;
 }
 
@@ -69,7 +72,7 @@ async function judge(session: Session, credentials: Credentials, asked: readonly
   const { upstream } = session.context;
   if (!upstream.reachable && upstream.known.knows(credentials)) return encode.OK;
   try {
-    const reply = await upstream.authenticate(asked);
+    const reply = await upstream.logins.judge(asked);
     if (reply[0] === MINUS) upstream.known.refused(credentials);
     else upstream.known.admitted(credentials, 0);
     return reply;

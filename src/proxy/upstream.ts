@@ -13,6 +13,7 @@ import { KnownUsers } from './known-users.ts';
 import { Lane } from './lane.ts';
 import { LaneSet } from './lane-set.ts';
 import type { ProxyLimits } from './limits.ts';
+import { LoginJudge } from './login-judge.ts';
 import type { OwedReply } from './owed-replies.ts';
 
 export interface UpstreamAddress {
@@ -60,6 +61,7 @@ export interface UpstreamListener {
 }
 
 const NOBODY: LaneIdentity = { credentials: undefined, database: 0, protocol: 2 };
+const MINUS = 45;
 const BACKOFF_MS_MIN = 20;
 const BACKOFF_MS_MAX = 1_000;
 const STALL_CHECK_MS = 50;
@@ -74,6 +76,12 @@ export interface UpstreamOptions {
 export class Upstream {
   readonly limits: ProxyLimits;
   readonly known = new KnownUsers();
+  readonly logins = new LoginJudge(
+    () =>
+      new Promise((ready, failed) => {
+        this.connect(NOBODY, false, { ready, failed, closed: () => undefined });
+      }),
+  );
   facts: ServerFacts = {
     server: 'redis',
     version: '',
@@ -105,7 +113,6 @@ export class Upstream {
   private pauseTimer: NodeJS.Timeout | undefined;
   private nextAttemptAt = 0;
   private stopped = false;
-  private authLane: Lane | undefined;
 
   constructor(options: UpstreamOptions) {
     this.address = options.address;
@@ -273,35 +280,9 @@ export class Upstream {
     clearInterval(this.stallTimer);
     clearTimeout(this.probeTimer);
     clearTimeout(this.pauseTimer);
-    const auth = this.authLane;
-    this.authLane = undefined;
-    auth?.close(new HoldfastError('RETIRED', 'Holdfast is shutting down'));
+    this.logins.close(new HoldfastError('RETIRED', 'Holdfast is shutting down'));
     const cause = new HoldfastError('KVDOWN', 'Holdfast is shutting down');
     for (const lane of [...this.lanes]) lane.close(cause);
-  }
-
-  /**
-   * Lets the KV store judge an AUTH. Gives its reply. One connection serves all: AUTH on it changes only that connection,
-   * and nothing else ever runs there.
-   */
-  async authenticate(args: readonly Buffer[]): Promise<Buffer> {
-    const lane = this.authLane?.state === 'ready' ? this.authLane : await this.openAuthLane();
-    return new Promise((resolve, reject) => {
-      lane.sendWhole({ reply: resolve, lost: reject }, request(args));
-    });
-  }
-
-  private openAuthLane(): Promise<Lane> {
-    return new Promise((resolve, reject) => {
-      this.connect(NOBODY, false, {
-        ready: (lane) => {
-          this.authLane = lane;
-          resolve(lane);
-        },
-        failed: reject,
-        closed: () => undefined,
-      });
-    });
   }
 
   private open(readBuffer: ReadBuffer, reader: (buffer: Buffer, length: number) => void): net.Socket {
@@ -322,21 +303,33 @@ export class Upstream {
       lane.sendWhole(task, request(args));
     };
     const { credentials } = identity;
-    let selected = false;
-    if (credentials !== undefined) {
-      // A user who may not SELECT is in the database where the connection was when it became that user.
-      if (identity.database !== 0) {
-        ask(['SELECT', String(identity.database)], (frame) => {
-          selected = frame[0] !== 45;
-        });
-      }
+    if (credentials === undefined) {
+      this.introduce(lane, identity, ask, refuse, done);
+      return;
+    }
+    const logIn = (selected: boolean): void => {
       const { username, password } = credentials;
       ask(username === undefined ? ['AUTH', password] : ['AUTH', username, password], (frame) => {
-        if (frame[0] !== 45) return;
+        if (frame[0] !== MINUS) return;
         this.known.refused(credentials);
         refuse(readReply(frame).bytes.toString());
       });
-    }
+      this.introduce(lane, identity, ask, selected ? () => undefined : refuse, done);
+    };
+    // A user who may not SELECT is in the database where the connection was when it became that user. AUTH waits for the
+    // reply: one that is refused behind another reply gets none from servers since 7.2.
+    if (identity.database === 0) logIn(false);
+    else ask(['SELECT', String(identity.database)], (frame) => logIn(frame[0] !== MINUS));
+  }
+
+  private introduce(
+    lane: Lane,
+    identity: LaneIdentity,
+    ask: (args: readonly string[], reply: (frame: Buffer) => void) => void,
+    refuseDatabase: (text: string) => void,
+    done: (facts: ServerFacts) => void,
+  ): void {
+    const { credentials } = identity;
     let hello: ReadonlyMap<string, string> = new Map();
     let modules = EMPTY_ARRAY;
     ask(['HELLO', String(identity.protocol)], (frame) => {
@@ -351,7 +344,7 @@ export class Upstream {
     });
     if (identity.database !== 0) {
       ask(['SELECT', String(identity.database)], (frame) => {
-        if (frame[0] === 45 && !selected) refuse(readReply(frame).bytes.toString());
+        if (frame[0] === MINUS) refuseDatabase(readReply(frame).bytes.toString());
       });
     }
     ask(['CLIENT', 'SETNAME', 'holdfast'], () => undefined);

@@ -3,6 +3,7 @@
  * half-close, as `nc` does it: everything that was asked before it is still owed.
  */
 import { connect } from 'node:net';
+import type { KvBinary } from '../../bench/processes.ts';
 import { generatePayload, type Payload, splitPayload } from './frame-generator.ts';
 import { seededRandom } from './random.ts';
 
@@ -32,6 +33,7 @@ export interface FuzzReport {
 export interface FuzzOptions {
   readonly seed: number;
   readonly frames: number;
+  readonly server: KvBinary;
   /** Ports of a server, and of Holdfast in front of its twin. */
   readonly directPort: number;
   readonly throughPort: number;
@@ -88,9 +90,9 @@ function sameAnswer(a: Answer, b: Answer): boolean {
 }
 
 /** One payload from its own seed, for replaying a mismatch. */
-export function payloadOf(seed: number, prefix: string): { payload: Payload; chunks: Buffer[] } {
+export function payloadOf(seed: number, prefix: string, server: KvBinary): { payload: Payload; chunks: Buffer[] } {
   const random = seededRandom(seed);
-  const payload = generatePayload(random, prefix);
+  const payload = generatePayload(random, prefix, server);
   return { payload, chunks: splitPayload(random, payload.bytes) };
 }
 
@@ -107,7 +109,7 @@ export async function fuzzFrames(options: FuzzOptions): Promise<FuzzReport> {
         const seed = options.seed + payloads;
         payloads += 1;
         // A prefix of its own for each slot: what runs at the same time cannot meet, whatever the order.
-        const { payload, chunks } = payloadOf(seed, `fuzz${slot}`);
+        const { payload, chunks } = payloadOf(seed, `fuzz${slot}`, options.server);
         frames += payload.frames;
         const [direct, through] = await Promise.all([
           exchange(options.directPort, chunks),

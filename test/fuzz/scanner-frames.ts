@@ -131,7 +131,7 @@ export function fuzzScanner(options: ScannerFuzzOptions): ScannerReport {
   let malformed = 0;
   for (let number = 0; frames < options.frames && failures.length < options.failuresMax; number += 1) {
     const random = seededRandom(options.seed + number);
-    const payload = generatePayload(random, 'k').bytes.subarray(0, PAYLOAD_BYTES_MAX);
+    const payload = generatePayload(random, 'k', 'redis-server').bytes.subarray(0, PAYLOAD_BYTES_MAX);
     for (let round = 0; round < MUTANTS_PER_PAYLOAD; round += 1) {
       const bytes = mutate(random, payload);
       let wrong: string | undefined;

@@ -17,6 +17,7 @@ export interface Twins {
   readonly directPort: number;
   readonly throughPort: number;
   readonly front: RunningProcess;
+  readonly server: KvBinary;
   /** The KV server behind the front. */
   readonly behind: RunningProcess;
   /** FLUSHALL on both, each on its own way. */
@@ -57,6 +58,7 @@ export async function startTwins(options: TwinOptions): Promise<Twins> {
       await client.close();
     };
     return {
+      server: options.server,
       directPort: direct.port,
       throughPort: front.port,
       front,
