@@ -19,14 +19,15 @@ export interface GetOrSetScripts {
    * Whether this body is a get-or-set that was seen before. The first time it runs as it came, so that the KV store knows
    * it like any other script.
    */
-  isBody(body: Buffer): boolean;
+  isBody(buffer: Buffer, start?: number, end?: number): boolean;
   /** By SHA1 in any letter case. */
-  isSha(sha: Buffer): boolean;
+  isSha(buffer: Buffer, start?: number, end?: number): boolean;
 }
 
 /** Longer bodies are something else, and not worth a look. */
 const BODY_BYTES_MAX = 1024;
 const BODIES_MAX = 1000;
+const SHA_BYTES = 40;
 
 /** SHA1 of the script as Flight Control's client sends it (internal/kvstore). */
 const REFERENCE_SHA1 = '26610f438b92998493b33ac87a6d788827211c98';
@@ -51,21 +52,55 @@ const FORMS: ReadonlySet<string> = new Set(
 export function getOrSetScripts(): GetOrSetScripts {
   const bodies = new Map<string, boolean>();
   const shas = new Set<string>([REFERENCE_SHA1]);
+  // One script comes many times in a row.
+  const latestBody = new Latest();
+  const latestSha = new Latest();
 
   return {
-    isBody(body) {
-      if (body.length > BODY_BYTES_MAX) return false;
-      const text = body.toString('latin1');
+    isBody(buffer, start = 0, end = buffer.length) {
+      if (end - start > BODY_BYTES_MAX) return false;
+      if (latestBody.is(buffer, start, end)) return latestBody.verdict;
+      const text = buffer.toString('latin1', start, end);
       const known = bodies.get(text);
-      if (known !== undefined) return known;
+      if (known !== undefined) return latestBody.note(buffer, start, end, known);
       const recognised = isGetOrSet(text);
       if (bodies.size >= BODIES_MAX) bodies.clear();
       bodies.set(text, recognised);
-      if (recognised && shas.size < BODIES_MAX) shas.add(createHash('sha1').update(body).digest('hex'));
+      if (recognised && shas.size < BODIES_MAX) {
+        shas.add(createHash('sha1').update(text, 'latin1').digest('hex'));
+        latestSha.forget();
+      }
       return false;
     },
-    isSha: (sha) => sha.length === 40 && shas.has(sha.toString('latin1').toLowerCase()),
+    isSha(buffer, start = 0, end = buffer.length) {
+      if (end - start !== SHA_BYTES) return false;
+      if (latestSha.is(buffer, start, end)) return latestSha.verdict;
+      return latestSha.note(buffer, start, end, shas.has(buffer.toString('latin1', start, end).toLowerCase()));
+    },
   };
+}
+
+/** The text that was asked about last, and what was said of it: found again without a string for it. */
+class Latest {
+  verdict = false;
+  private bytes: Buffer | undefined;
+
+  is(buffer: Buffer, start: number, end: number): boolean {
+    const { bytes } = this;
+    if (bytes === undefined || bytes.length !== end - start) return false;
+    for (let i = 0; i < bytes.length; i += 1) if (bytes[i] !== buffer[start + i]) return false;
+    return true;
+  }
+
+  note(buffer: Buffer, start: number, end: number, verdict: boolean): boolean {
+    this.bytes = Buffer.from(buffer.subarray(start, end));
+    this.verdict = verdict;
+    return verdict;
+  }
+
+  forget(): void {
+    this.bytes = undefined;
+  }
 }
 
 export function isGetOrSet(source: string): boolean {

@@ -35,7 +35,6 @@ const FORM_HEAD = Buffer.from('*5\r\n$3\r\nSET\r\n');
 const FORM_TAIL = Buffer.from('$2\r\nNX\r\n$3\r\nGET\r\n');
 const ONE = 49;
 const ERROR = 45;
-const SHA_BYTES = 40;
 const WRONG_NUMBER = error("ERR wrong number of arguments for 'getorset' command");
 const SYNTAX = error('ERR syntax error');
 
@@ -81,7 +80,7 @@ function renamed(frame: Buffer): Buffer {
 
 /** EVAL and EVALSHA with one key and one argument. Inside MULTI the script runs as it is. */
 function scriptInterceptor(parts: GetOrSetParts, scripts: GetOrSetScripts, name: 'eval' | 'evalsha'): Interceptor {
-  const isKnown = (script: Buffer): boolean => (name === 'eval' ? scripts.isBody(script) : scripts.isSha(script));
+  const isKnown = name === 'eval' ? scripts.isBody : scripts.isSha;
   const asGetOrSet = ([, , , key, value]: readonly Buffer[], original: readonly Buffer[]): GetOrSet => ({
     key: key!,
     value: value!,
@@ -99,8 +98,7 @@ function scriptInterceptor(parts: GetOrSetParts, scripts: GetOrSetScripts, name:
     glance: {
       ...glance(parts, 5, 3, (buffer, start, bounds) => {
         if (bounds[5]! - bounds[4]! !== 1 || buffer[start + bounds[4]!] !== ONE) return false;
-        if (name === 'evalsha' && bounds[3]! - bounds[2]! !== SHA_BYTES) return false;
-        return isKnown(buffer.subarray(start + bounds[2]!, start + bounds[3]!));
+        return isKnown(buffer, start + bounds[2]!, start + bounds[3]!);
       }),
       late: (exchange) => finish(parts, exchange, asGetOrSet(exchange.args, exchange.args)),
     },

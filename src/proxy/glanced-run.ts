@@ -1,49 +1,65 @@
 /**
  * Requests in a row that a glance has marked (see the contract in intercept/interceptor.ts), with what it takes to make
  * exchanges of those whose reply is null or an error: one copy of their bytes, kept until all are answered.
+ *
+ * Hot path: nothing is allocated for a request, one object for a run.
  */
 import type { HoldfastError } from '../errors.ts';
 import type { Glance } from '../intercept/interceptor.ts';
 import { RequestScanner } from '../resp/request-scanner.ts';
 import type { CommandPlan } from './carriage.ts';
+import { type Slab, slabFor } from './kept-bytes.ts';
 import { type ExchangeHost, PendingExchange } from './pending-exchange.ts';
 import { prefixKeys } from './prefix-keys.ts';
 
 /** The bytes were scanned before. */
 const NO_LIMITS = { bulkBytesMax: Number.MAX_SAFE_INTEGER };
 
+/** The mark of each request of a run, or the one that all have. */
+export type Marks = number | readonly number[];
+
 export class GlancedRun {
   private readonly host: ExchangeHost;
   private readonly plan: CommandPlan;
   private readonly glance: Glance;
   private readonly prefix: Buffer | undefined;
-  private readonly bytes: Buffer;
-  private readonly marks: readonly number[];
+  private readonly slab: Slab;
+  private readonly end: number;
+  private readonly marks: Marks;
+  private left: number;
   /** Whose reply comes next. */
   private next = 0;
-  /** The request that `bytes` is read up to. */
+  /** The request that the slab is read up to, and where it begins. */
   private read = 0;
-  private readBytes = 0;
+  private readAt: number;
 
+  /** `count` requests, which are `buffer[start, end)`. */
   constructor(
     host: ExchangeHost,
     plan: CommandPlan,
     prefix: Buffer | undefined,
-    bytes: Buffer,
-    marks: readonly number[],
+    buffer: Buffer,
+    start: number,
+    end: number,
+    marks: Marks,
+    count: number,
   ) {
     this.host = host;
     this.plan = plan;
     this.glance = plan.glance!;
     this.prefix = prefix;
-    this.bytes = bytes;
+    this.slab = slabFor(end - start);
+    this.readAt = this.slab.keep(buffer, start, end);
+    this.end = this.readAt + end - start;
     this.marks = marks;
+    this.left = count;
   }
 
   /** The next reply has been delivered. */
   answered(replyBytes: number): void {
-    this.glance.answered(this.marks[this.next]!, replyBytes);
-    this.next += 1;
+    const { marks } = this;
+    this.glance.answered(typeof marks === 'number' ? marks : marks[this.next]!, replyBytes);
+    this.passed();
   }
 
   /** The next reply is this null or error. */
@@ -56,21 +72,30 @@ export class GlancedRun {
     this.exchange().lost(cause);
   }
 
+  private passed(): void {
+    this.next += 1;
+    this.left -= 1;
+    if (this.left === 0) this.slab.release();
+  }
+
   private exchange(): PendingExchange {
     const scanner = new RequestScanner(NO_LIMITS);
+    const { buffer } = this.slab;
+    let at = this.readAt;
     let length = 0;
     for (; this.read <= this.next; this.read += 1) {
-      this.readBytes += length;
+      at += length;
       scanner.reset();
-      length = scanner.scan(this.bytes, this.readBytes, this.bytes.length);
+      length = scanner.scan(buffer, at, this.end);
     }
+    // The exchange may outlive the run.
+    const request = Buffer.from(buffer.subarray(at, at + length));
+    this.readAt = at + length;
+    this.passed();
     const args: Buffer[] = [];
     for (let i = 0; i < scanner.argc; i += 1) {
-      const start = this.readBytes + scanner.bounds[i * 2]!;
-      args.push(this.bytes.subarray(start, this.readBytes + scanner.bounds[i * 2 + 1]!));
+      args.push(request.subarray(scanner.bounds[i * 2]!, scanner.bounds[i * 2 + 1]!));
     }
-    this.readBytes += length;
-    this.next += 1;
     const { prefix, plan } = this;
     const sent = prefix === undefined ? args : prefixKeys(args, plan.prefixedKeys!, prefix);
     const exchange = new PendingExchange(this.host, plan.command, sent, false, []);

@@ -65,6 +65,8 @@ const MINUS = 45;
 const BULK = 36;
 const NULL = 95;
 const OUT_BYTES = 128 * 1024;
+/** Longer requests are worth calls of `copy`. */
+const FRAMED_BYTES_MAX = 256;
 const NOTHING = Buffer.alloc(0);
 
 /** First words of frames that are pushes, and of those that confirm. RESP2 sends them as arrays. */
@@ -212,6 +214,25 @@ export class Lane {
     if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
     buffer.copy(this.out, this.outLength, start, end);
     this.outLength += length;
+    this.flushSoon();
+  }
+
+  /** Appends `head`, `buffer[start, end)` and `tail`. */
+  appendFramed(head: Buffer, buffer: Buffer, start: number, end: number, tail: Buffer): void {
+    const length = head.length + end - start + tail.length;
+    if (length > FRAMED_BYTES_MAX || this.outLength + length > OUT_BYTES || this.out.length === 0) {
+      this.append(head, 0, head.length);
+      this.append(buffer, start, end);
+      this.append(tail, 0, tail.length);
+      return;
+    }
+    // For so few bytes calls of `copy` cost more than the bytes.
+    const { out } = this;
+    let to = this.outLength;
+    for (let at = 0; at < head.length; at += 1) out[to++] = head[at]!;
+    for (let at = start; at < end; at += 1) out[to++] = buffer[at]!;
+    for (let at = 0; at < tail.length; at += 1) out[to++] = tail[at]!;
+    this.outLength = to;
     this.flushSoon();
   }
 

@@ -32,7 +32,9 @@ export class SessionInput {
   private readonly scanner: RequestScanner;
   /** The plan of the requests of the current run, where a glance has marked them; undefined in a plain run. */
   private glancedPlan: CommandPlan | undefined;
-  private marks: number[] = [];
+  /** Of that run: the mark of all requests so far, or one by one where they differ. */
+  private mark = PLAIN;
+  private marks: number[] | undefined;
   private partial: Buffer = EMPTY;
   private partialLength = 0;
   /** Bytes of the request at the start of `partial` that were passed on already. */
@@ -180,7 +182,7 @@ export class SessionInput {
             runCount = 0;
             this.glancedPlan = plan;
           }
-          this.marks.push(mark);
+          this.note(mark, runCount);
           this.session.lastCommand = plan.command!.name;
           this.session.commandsTotal += 1;
           if (this.rewrites(plan)) this.appendRewritten(plan, buffer, at, length);
@@ -270,12 +272,21 @@ export class SessionInput {
       return;
     }
     this.glancedPlan = undefined;
-    const bytes = Buffer.allocUnsafe(end - start);
-    buffer.copy(bytes, 0, start, end);
-    const run = new GlancedRun(this.session, plan, this.prefixFor(plan), bytes, this.marks);
-    this.marks = [];
+    const marks = this.marks ?? this.mark;
+    const run = new GlancedRun(this.session, plan, this.prefixFor(plan), buffer, start, end, marks, count);
+    this.marks = undefined;
     // What is rewritten was appended request by request.
     this.session.lane!.sendGlanced(this.session, run, buffer, start, this.rewrites(plan) ? start : end, count);
+  }
+
+  /** The mark of the next request of a run that has `count` already. */
+  private note(mark: number, count: number): void {
+    if (count === 0) this.mark = mark;
+    else if (this.marks !== undefined) this.marks.push(mark);
+    else if (mark !== this.mark) {
+      this.marks = new Array<number>(count).fill(this.mark);
+      this.marks.push(mark);
+    }
   }
 
   /** What a glance makes of the request that the scanner has just found. */
@@ -297,14 +308,18 @@ export class SessionInput {
   private appendRewritten(plan: CommandPlan, buffer: Buffer, start: number, length: number): void {
     const lane = this.session.lane!;
     const form = plan.glance!.form;
-    let from = start;
-    if (form !== undefined) {
-      lane.append(form.head, 0, form.head.length);
-      from = this.argumentStart(form.argumentsFrom, start);
+    if (form === undefined) {
+      this.appendPrefixed(plan.prefixedKeys!, buffer, start, start, length);
+      return;
     }
-    if (plan.prefixedKeys === undefined) lane.append(buffer, from, start + length);
-    else this.appendPrefixed(plan.prefixedKeys, buffer, start, from, length);
-    if (form !== undefined) lane.append(form.tail, 0, form.tail.length);
+    const from = this.argumentStart(form.argumentsFrom, start);
+    if (plan.prefixedKeys === undefined) {
+      lane.appendFramed(form.head, buffer, from, start + length, form.tail);
+      return;
+    }
+    lane.append(form.head, 0, form.head.length);
+    this.appendPrefixed(plan.prefixedKeys, buffer, start, from, length);
+    lane.append(form.tail, 0, form.tail.length);
   }
 
   /** Where the `$` of argument `i` stands. */

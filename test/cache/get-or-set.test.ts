@@ -143,6 +143,52 @@ describe.each(kvKinds)('get-or-set on %s', async (kind) => {
     ).toEqual(wanted);
   });
 
+  it('stores what each request of long pipelines says, and counts it for its family', async () => {
+    const { sidecar, direct } = await setup();
+    await direct.send('FLUSHALL');
+    const clients = await Promise.all(Array.from({ length: 8 }, () => sidecar.client()));
+    const families = ['git-data', 'http-data', 'k8ssecret-data'];
+    const stores: Record<string, number> = {};
+    let storedBytes = 0;
+    await Promise.all(
+      clients.map(async (client, number) => {
+        const values: string[] = [];
+        const requests: Buffer[] = [];
+        for (let i = 0; i < 300; i += 1) {
+          const family = families[(i % 7) % 3]!;
+          const value = `${number} ${i} `.repeat(i % 50 === 0 ? 4000 : 1 + (i % 90));
+          requests.push(request(['GETORSET', `v1/o/f/t/${family}/${number}/${i}`, value]));
+          // The next one of the same key finds it.
+          if (i % 3 === 0) requests.push(request(['GETORSET', `v1/o/f/t/${family}/${number}/${i}`, 'other']));
+          values.push(...(i % 3 === 0 ? [value, value] : [value]));
+          stores[family] = (stores[family] ?? 0) + 1;
+          storedBytes += value.length;
+        }
+        client.socket.write(Buffer.concat(requests));
+        for (const value of values) {
+          const reply = await client.next();
+          expect(replyValue(reply)).toBe(value);
+        }
+      }),
+    );
+    const { cells, total } = sidecar.cache.snapshot();
+    expect(total).toMatchObject({ stores: 2400, storedBytes, hits: 800, misses: 2400 });
+    expect(Object.fromEntries(cells.map(({ family, stores }) => [family, stores]))).toEqual(stores);
+  });
+
+  it('knows a script by its SHA1 once its body was seen', async () => {
+    const { client, direct, sidecar } = await setup();
+    await direct.send('FLUSHALL');
+    const script = `${OTHER_FORM} -- ${kind}`;
+    const sha = createHash('sha1').update(script).digest('hex');
+    expect((await client.send('EVALSHA', sha, '1', 'v1/o/f/t/x/k', 'v')).bytes.toString()).toMatch(/^NOSCRIPT/);
+    await client.send('EVAL', script, '1', 'v1/o/f/t/x/k', 'v');
+    expect(sidecar.cache.snapshot().total).toMatchObject({ hits: 0, misses: 0 });
+    expect(replyValue(await client.send('EVALSHA', sha, '1', 'v1/o/f/t/x/k', 'w'))).toBe('v');
+    expect(replyValue(await client.send('EVAL', script, '1', 'v1/o/f/t/x/k', 'w'))).toBe('v');
+    expect(sidecar.cache.snapshot().total).toMatchObject({ hits: 2, misses: 0 });
+  });
+
   it('speaks RESP3', async () => {
     const { client, direct } = await setup();
     await direct.send('FLUSHALL');
