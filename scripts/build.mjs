@@ -54,5 +54,5 @@ export async function buildIfStale() {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   requireNode();
   await installDependencies();
-  await build(fingerprint());
+  await (process.argv.includes('--if-stale') ? buildIfStale() : build(fingerprint()));
 }

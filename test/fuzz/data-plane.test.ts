@@ -1,15 +1,13 @@
 /** Short forms of `npm run fuzz`, against the data plane alone: what differs here is the proxy's own. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { connectRaw } from '../support/raw-client.ts';
+import { seed } from '../support/seed.ts';
 import { describeCommandMismatch, fuzzCommands } from './command-differential.ts';
 import { readCommandDocs } from './command-generator.ts';
 import { runCrossTalk } from './cross-talk.ts';
 import { describeMismatch, fuzzFrames } from './differential.ts';
 import { footprint, runLifecycles } from './lifecycles.ts';
 import { startTwins, type Twins } from './twins.ts';
-
-const seed = Date.now() % 1_000_000;
-console.log(`seed ${seed}`);
 
 describe.each(['transaction', 'session'] as const)('pooling %s', (pooling) => {
   let twins: Twins;

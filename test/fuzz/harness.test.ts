@@ -2,14 +2,12 @@
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { connectRaw } from '../support/raw-client.ts';
+import { seed } from '../support/seed.ts';
 import { describeCommandMismatch, fuzzCommands } from './command-differential.ts';
 import { readCommandDocs } from './command-generator.ts';
 import { runCrossTalk } from './cross-talk.ts';
 import { describeMismatch, fuzzFrames } from './differential.ts';
 import { startTwins, type Twins } from './twins.ts';
-
-const seed = Date.now() % 1_000_000;
-console.log(`seed ${seed}`);
 
 let twins: Twins;
 const fronts: Server[] = [];

@@ -1,10 +1,8 @@
 /** The short form of `npm run fuzz -- --scanner`. */
 import { expect, test } from 'vitest';
 import { RequestScanner } from '../../src/resp/request-scanner.ts';
+import { seed } from '../support/seed.ts';
 import { fuzzScanner } from './scanner-frames.ts';
-
-const seed = Date.now() % 1_000_000;
-console.log(`seed ${seed}`);
 
 test('mutated frames are read alike whole, in pieces, and by redis-parser', () => {
   const report = fuzzScanner({ seed, frames: 50_000, failuresMax: 3 });

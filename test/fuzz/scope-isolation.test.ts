@@ -1,9 +1,7 @@
 /** Short form of `npm run fuzz -- --scope N`. */
 import { expect, test } from 'vitest';
+import { seed } from '../support/seed.ts';
 import { runIsolation } from './scope-isolation.ts';
-
-const seed = Date.now() % 1_000_000;
-console.log(`seed ${seed}`);
 
 test.each(['redis-server', 'valkey-server'] as const)('scopes stay apart on %s', async (server) => {
   const report = await runIsolation({ server, seed, commands: 12_000, violationsMax: 3 });

@@ -15,7 +15,7 @@ describe.each(kvKinds)('the KV store (%s) goes away', (kind) => {
       const idle = await client();
       expect(replyValue(await idle.send('PING'))).toBe('PONG');
       const popped = blocked.send('BLPOP', 'list', '0');
-      await new Promise((resolve) => setTimeout(resolve, 50));
+      await until(async () => /blocked_clients:1/.test(String(replyValue(await idle.send('INFO', 'clients')))));
       await kv.kill9();
       expect((await popped).bytes.toString()).toMatch(/^KVDOWN .*connection to the KV store was lost/);
       const during = idle.send('SET', 'a', '1');

@@ -1,13 +1,12 @@
 import { expect, test } from 'vitest';
 import { runWorkerChaos } from '../chaos/worker-chaos.ts';
+import { seed } from '../support/seed.ts';
 import { startTestPostgres } from '../support/servers.ts';
 
 // The short form of `npm run chaos:worker -- --mode direct`. Stalls are for the long one: they need a machine of one's own.
 test('under kills of workers and of the KV store every event succeeds or is reported once', async () => {
-  const seed = String(Date.now() % 1_000_000);
-  console.log(`seed ${seed}`);
   const report = await runWorkerChaos({
-    seed,
+    seed: String(seed),
     events: 1500,
     mode: 'direct',
     kv: 'redis',
