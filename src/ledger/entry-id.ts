@@ -98,3 +98,7 @@ export function previousEntryId(id: Buffer): Buffer {
 export function maxEntryId(a: Buffer, b: Buffer): Buffer {
   return a.compare(b) >= 0 ? a : b;
 }
+
+export function minEntryId(a: Buffer, b: Buffer): Buffer {
+  return a.compare(b) <= 0 ? a : b;
+}

@@ -45,6 +45,7 @@ export type Verdict =
   | { readonly kind: 'ended'; readonly cause: string };
 
 const SAME: Verdict = { kind: 'same' };
+export const REPLACED = 'the key holds another type';
 
 function lost(cause: string): Verdict {
   return { kind: 'lost', cause };
@@ -53,7 +54,7 @@ function lost(cause: string): Verdict {
 /** `nowMs` by the KV store's or this process's clock: only for whether a time to live has passed. */
 export function compare(known: KnownStream, actual: StreamSnapshot | 'missing' | 'other', nowMs: number): Verdict {
   if (known.ending) return SAME;
-  if (actual === 'other') return { kind: 'ended', cause: 'the key holds another type' };
+  if (actual === 'other') return { kind: 'ended', cause: REPLACED };
   const expired = known.expiresAtMs !== undefined && known.expiresAtMs <= nowMs;
   if (actual === 'missing') {
     if (!known.present) return SAME;

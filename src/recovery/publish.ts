@@ -31,6 +31,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import { byField, type KvArgument, type KvConnection } from './kv-connection.ts';
 import { entriesAt } from './kv-entries.ts';
 import { parseServerIdentity } from './kv-snapshot.ts';
+import { endWhereReplaced, isWrongType } from './replaced.ts';
 import { formatWitness, WITNESS_KEY } from './witness.ts';
 
 export interface PublishContext {
@@ -68,6 +69,16 @@ const SLOT = 64;
 
 export async function publishBacklog(context: PublishContext, stream: Stream): Promise<PublishResult> {
   const result: PublishResult = { published: 0, aliases: 0, claimed: 0, possibleDuplicates: 0 };
+  try {
+    await publishAll(context, stream, result);
+  } catch (thrown) {
+    const { ledger, connection, log } = context;
+    if (!isWrongType(thrown) || !(await endWhereReplaced(ledger, connection, log, stream))) throw thrown;
+  }
+  return result;
+}
+
+async function publishAll(context: PublishContext, stream: Stream, result: PublishResult): Promise<void> {
   const began = new Date();
   const client = await context.ledger.pool.connect();
   let broken: Error | undefined;
@@ -108,7 +119,6 @@ export async function publishBacklog(context: PublishContext, stream: Stream): P
         throw thrown;
       }
     }
-    return result;
   } catch (thrown) {
     broken = thrown instanceof Error ? thrown : new Error(String(thrown));
     throw thrown;
@@ -260,7 +270,10 @@ async function addWatched(context: PublishContext, stream: Stream, rows: readonl
   if (replies === null) return false;
   const refused = replies.filter((reply) => reply instanceof Error);
   const other = refused.find((reply) => !/equal or smaller/.test(reply.message));
-  if (other !== undefined) throw new HoldfastError('RECOVERING', `publishing was refused: ${other.message}`);
+  if (other !== undefined) {
+    if (isWrongType(other)) throw other;
+    throw new HoldfastError('RECOVERING', `publishing was refused: ${other.message}`);
+  }
   return refused.length === 0;
 }
 

@@ -32,6 +32,7 @@ import { Discovery } from './discover.ts';
 import { endStreams } from './end-streams.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { byField, isOutOfMemory, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
+import { OutOfRoom } from './kv-memory.ts';
 import {
   type KvSnapshot,
   parseServerIdentity,
@@ -40,10 +41,12 @@ import {
   type StreamSnapshot,
 } from './kv-snapshot.ts';
 import { Leadership } from './leadership.ts';
+import { Pauses } from './pauses.ts';
 import { PendingPages } from './pending-pages.ts';
 import { missingEntry } from './present.ts';
 import { publishBacklog, publishedIds } from './publish.ts';
 import { Reconciler } from './reconcile.ts';
+import { isWrongType } from './replaced.ts';
 import { restoreStream } from './restore.ts';
 import { formatWitness, parseWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
 
@@ -119,6 +122,7 @@ export class Recovery {
   readonly #reconciler = new Reconciler();
   readonly #pendingPages = new PendingPages();
   readonly #discovery: Discovery;
+  readonly #pauses = new Pauses();
   #discovered = false;
 
   #state: KvState = 'comparing';
@@ -860,8 +864,10 @@ export class Recovery {
     const mendNext = async (): Promise<void> => {
       for (const streamId of streams) {
         if (this.#stopped || this.#state !== 'open' || !this.#leadership.leads) return;
+        if (this.#pauses.has(streamId)) continue;
         try {
           await this.#mend(streamId);
+          this.#pauses.end(streamId);
         } catch (thrown) {
           await this.#mendFailed(streamId, thrown);
         }
@@ -918,13 +924,19 @@ export class Recovery {
   }
 
   async #mendFailed(streamId: number, thrown: unknown): Promise<void> {
-    this.#lastError = messageOf(thrown);
-    this.#log.error({ err: thrown, streamId }, 'a stream could not be restored yet, it is tried again');
+    const pauseMs = thrown instanceof OutOfRoom || isOutOfMemory(thrown) ? this.#pauses.begin(streamId) : 0;
+    this.#lastError = pauseMs === 0 ? messageOf(thrown) : `${messageOf(thrown)}; next attempt in ${pauseMs / 1000} s`;
+    this.#log.error({ err: thrown, streamId, pauseMs }, 'a stream could not be restored yet, it is tried again');
     if (this.ledger.postgres.failed(thrown)) return;
     await this.ledger.pool.query(
-      'UPDATE holdfast.recovery SET last_error = $2 WHERE stream_id = $1 AND completed_at IS NULL',
+      `WITH noted AS (
+         UPDATE holdfast.recovery SET last_error = $2 WHERE stream_id = $1 AND completed_at IS NULL
+       )
+       UPDATE holdfast.stream SET mode_cause = split_part(mode_cause, ' (', 1) || ' (' || $2 || ')'
+        WHERE stream_id = $1 AND mode <> 'normal'`,
       [streamId, this.#lastError],
     );
+    await this.ledger.streams.refresh(streamId);
     if (thrown instanceof HoldfastError && thrown.code === 'KVDOWN') this.upstreamLost();
   }
 }
@@ -941,7 +953,7 @@ async function entryAt(connection: KvConnection, stream: Stream, id: string): Pr
   try {
     return (await connection.command(stream.database, ['XRANGE', stream.name, id, id])) as KvReply[];
   } catch (thrown) {
-    if (messageOf(thrown).startsWith('WRONGTYPE ')) return [];
+    if (isWrongType(thrown)) return [];
     throw thrown;
   }
 }

@@ -7,35 +7,25 @@
  *   what the stream has now ─┘              ▲                              │ changed: merge what came
  *                                           └──────────────────────────────┘
  *
- * What the KV store has stays: entries of direct clients, and history below the checkpoints. Of the ledger's entries
- * come back those that some group has not acknowledged; without groups, all that were not trimmed or deleted. An ID that
- * meanwhile holds other fields keeps them, and the ledger's entry gets a new ID.
- * Doing it twice, or half and then again, changes nothing.
+ * What the KV store has stays: entries of direct clients, and history below the checkpoints. A key of another type stays
+ * too: then the stream is over. Doing it twice, or half and then again, changes nothing.
  */
 import type { Logger } from 'pino';
 import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError } from '../errors.ts';
-import { EntryIdSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
-import { decodeFields, restoringXadd } from '../ledger/entry-fields.ts';
-import {
-  ENTRY_ID_MAX,
-  ENTRY_ID_ZERO,
-  entryIdFrom,
-  formatEntryId,
-  maxEntryId,
-  nextEntryId,
-  previousEntryId,
-} from '../ledger/entry-id.ts';
+import { decodeFields } from '../ledger/entry-fields.ts';
+import { ENTRY_ID_ZERO, formatEntryId, maxEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
-import { request } from '../resp/encode.ts';
-import { BulkWriter } from './bulk-writer.ts';
-import type { KnownGroup, KnownStream } from './compare.ts';
+import type { KnownStream } from './compare.ts';
 import { readKnownStreams } from './known-streams.ts';
-import { type KvArgument, KvConnection } from './kv-connection.ts';
-import { kvEntries } from './kv-entries.ts';
+import { isOutOfMemory, type KvArgument, KvConnection } from './kv-connection.ts';
+import { type KvEntry, kvEntries } from './kv-entries.ts';
+import { OutOfRoom } from './kv-memory.ts';
 import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { endWhereReplaced, isWrongType } from './replaced.ts';
+import { type Build, buildSideKey, sideKey, watermarks, xsetid } from './side-key.ts';
 import { swapByScript } from './swap-script.ts';
-import { formatWitness, restoreKey, WITNESS_KEY } from './witness.ts';
+import { formatWitness, WITNESS_KEY } from './witness.ts';
 
 export interface RestoreContext {
   readonly ledger: Ledger;
@@ -52,76 +42,11 @@ export interface RestoreResult {
   readonly milliseconds: number;
 }
 
-interface Entry {
-  readonly id: Buffer;
-  readonly fields: Buffer;
-  /** An exact MAXLEN that its XADD carried: what it trimmed stays away. */
-  readonly maxlen?: string | null;
-}
-
-const LEDGER_PAGE_ROWS = 5000;
 const COMMAND_TIMEOUT_MS = 30_000;
 const SWAP_ATTEMPTS_MAX = 50;
 /** After so many looks that were outrun by a client, one script does the last merge and the swap. */
 const WATCH_ATTEMPTS_MAX = 4;
 const REBUILD_ATTEMPTS_MAX = 5;
-/** A side key that a dead leader leaves behind goes by itself. */
-const SIDE_KEY_TTL_MS = 3_600_000;
-
-async function* ledgerEntries(ledger: Ledger, streamId: number, after: Buffer): AsyncGenerator<Entry[]> {
-  for (let last = after; ; ) {
-    const { rows } = await ledger.pool.query<Entry>({
-      name: 'holdfast-restore-page',
-      text: `SELECT id, fields, maxlen FROM holdfast.entry
-              WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${LEDGER_PAGE_ROWS}`,
-      values: [streamId, last],
-    });
-    if (rows.length > 0) yield rows;
-    if (rows.length < LEDGER_PAGE_ROWS) return;
-    last = rows.at(-1)!.id;
-  }
-}
-
-/** One entry after the other out of pages. */
-class Head {
-  readonly #pages: AsyncGenerator<Entry[]>;
-  #page: Entry[] = [];
-  #at = 0;
-
-  constructor(pages: AsyncGenerator<Entry[]>) {
-    this.#pages = pages;
-  }
-
-  /** The entry in front, without waiting; `undefined` where the next page must be awaited or all is done. */
-  get ready(): Entry | undefined {
-    return this.#page[this.#at];
-  }
-
-  advance(): void {
-    this.#at += 1;
-  }
-
-  async fill(): Promise<Entry | undefined> {
-    if (this.#at < this.#page.length) return this.#page[this.#at];
-    const next = await this.#pages.next();
-    this.#page = next.done === true ? [] : next.value;
-    this.#at = 0;
-    return this.#page[0];
-  }
-}
-
-/** The state of one build: what the side key holds so far. */
-interface Build {
-  restored: number;
-  merged: number;
-  /** Merged entries of which the ledger has no row: they will be counted when it gets one. */
-  unknown: number;
-  aliases: number;
-  length: number;
-  lastId: Buffer;
-  /** The stream up to whose last ID all is merged; what is newer is merged before the swap. */
-  seen: StreamSnapshot | undefined;
-}
 
 export async function restoreStream(context: RestoreContext, streamId: number): Promise<RestoreResult | undefined> {
   const started = performance.now();
@@ -143,17 +68,22 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
   });
   try {
     for (let attempt = 1; attempt <= REBUILD_ATTEMPTS_MAX; attempt += 1) {
-      const build = await buildSideKey(context, reader, known);
+      const build = await buildSideKey(context, reader, known, Number.POSITIVE_INFINITY);
+      if (build === 'replaced') {
+        if (await endWhereReplaced(ledger, reader, log, known)) return undefined;
+        continue;
+      }
       const swapped = await swapIn(context, reader, fenced, known, build);
-      if (swapped === undefined) continue;
+      if (swapped === 'rebuild') continue;
       const { rows } = await ledger.pool.query<{ complete_restore: boolean }>(
-        'SELECT holdfast.complete_restore($1, $2, $3, $4, $5, NULL, $6, $7, $8)',
+        'SELECT holdfast.complete_restore($1, $2, $3, $4, $5, $6, $7, $8, $9)',
         [
           context.leaderEpoch,
           streamId,
           known.epoch,
           swapped.lastId,
           swapped.entriesAdded,
+          build.windowId ?? null,
           build.restored,
           build.merged,
           build.aliases,
@@ -170,192 +100,20 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
       return result;
     }
     throw new HoldfastError('RECOVERING', 'the stream kept changing under the restore');
+  } catch (thrown) {
+    if (!isWrongType(thrown) || !(await endWhereReplaced(ledger, reader, log, known))) throw thrown;
+    return undefined;
   } finally {
+    // Where it took the name it is gone already; else it must not take memory until the next attempt.
+    await reader.command(known.database, ['UNLINK', sideKey(context, known)]).catch(() => undefined);
     reader.close();
     fenced.close();
   }
 }
 
-async function buildSideKey(context: RestoreContext, connection: KvConnection, known: KnownStream): Promise<Build> {
-  const { ledger } = context;
-  const side = Buffer.from(restoreKey(context.leaderEpoch, known.streamId));
-  await connection.command(known.database, ['UNLINK', side]);
-  const groups = [...known.groups.values()];
-  const acknowledged = await Promise.all(groups.map((group) => readAcknowledged(ledger.pool, group.groupId)));
-  const deleted = await readDeleted(ledger, known.streamId);
-  let low = previousEntryId(known.floorId);
-  if (groups.length > 0) {
-    const checkpoint = acknowledged.reduce(
-      (least, set) => (set.checkpointId.compare(least) < 0 ? set.checkpointId : least),
-      ENTRY_ID_MAX,
-    );
-    low = maxEntryId(low, checkpoint);
-  }
-
-  const snapshot = await readSnapshot(connection, [{ database: known.database, name: known.name, groups: [] }]);
-  const actual = snapshot.streams[0]!;
-  const build: Build = {
-    restored: 0,
-    merged: 0,
-    unknown: 0,
-    aliases: 0,
-    length: 0,
-    lastId: ENTRY_ID_ZERO,
-    seen: typeof actual === 'string' ? undefined : actual,
-  };
-  const writer = await BulkWriter.open(context.address, known.database);
-  try {
-    // How many entries stand at or below each group's checkpoint: for entries-read.
-    const below = groups.map(() => -1);
-    const displaced: Entry[] = [];
-    let frames: Buffer[] = [];
-    let bytes = 0;
-    let commands = 0;
-    const flush = (): void => {
-      writer.write([Buffer.concat(frames)], commands);
-      frames = [];
-      bytes = 0;
-      commands = 0;
-    };
-    const put = (entry: Entry): void => {
-      groups.forEach((_, index) => {
-        if (below[index]! < 0 && entry.id.compare(acknowledged[index]!.checkpointId) > 0) below[index] = build.length;
-      });
-      const maxlen = entry.maxlen ?? undefined;
-      for (const part of restoringXadd(side, formatEntryId(entry.id), entry.fields, maxlen)) {
-        frames.push(part);
-        bytes += part.length;
-      }
-      commands += 1;
-      build.length += 1;
-      if (maxlen !== undefined && build.length > Number(maxlen)) {
-        const trimmed = build.length - Number(maxlen);
-        build.length -= trimmed;
-        below.forEach((count, index) => {
-          if (count > 0) below[index] = Math.max(0, count - trimmed);
-        });
-      }
-      build.lastId = entry.id;
-      if (bytes > 256 * 1024) flush();
-    };
-
-    const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low));
-    const fromKv = new Head(kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO));
-    for (let steps = 1; ; steps += 1) {
-      const ours = fromLedger.ready ?? (await fromLedger.fill());
-      const theirs = build.seen === undefined ? undefined : (fromKv.ready ?? (await fromKv.fill()));
-      if (ours === undefined && theirs === undefined) break;
-      const order = ours === undefined ? 1 : theirs === undefined ? -1 : ours.id.compare(theirs.id);
-      if (order <= 0) {
-        fromLedger.advance();
-        const wanted = !deleted.has(ours!.id) && isWanted(acknowledged, ours!.id);
-        if (order < 0) {
-          if (wanted) {
-            put(ours!);
-            build.restored += 1;
-          }
-        } else if (wanted && !ours!.fields.equals(theirs!.fields)) displaced.push(ours!);
-      }
-      if (order >= 0) {
-        fromKv.advance();
-        if (!deleted.has(theirs!.id) && theirs!.id.compare(known.floorId) >= 0) {
-          put(theirs!);
-          build.merged += 1;
-          if (order > 0) build.unknown += 1;
-        }
-      }
-      if (steps % 1000 === 0) await writer.ready();
-    }
-    for (const entry of displaced) {
-      const next = nextEntryId(maxEntryId(build.lastId, known.lastId));
-      const id = maxEntryId(next, entryIdFrom(Date.now(), 0));
-      await ledger.pool.query('SELECT holdfast.alias_entry($1, $2, $3, $4)', [
-        context.leaderEpoch,
-        known.streamId,
-        entry.id,
-        id,
-      ]);
-      put({ id, fields: entry.fields });
-      build.restored += 1;
-      build.aliases += 1;
-    }
-    if (commands > 0) flush();
-
-    // A stream may be all groups and no entries.
-    const finish: KvArgument[][] = [];
-    if (build.length === 0) {
-      finish.push(['XGROUP', 'CREATE', side, 'holdfast', '0', 'MKSTREAM'], ['XGROUP', 'DESTROY', side, 'holdfast']);
-    }
-    finish.push(['PEXPIRE', side, SIDE_KEY_TTL_MS]);
-    finish.push(xsetid(side, known, build));
-    groups.forEach((group, index) => {
-      const atOrBelow = below[index]! < 0 ? build.length : below[index]!;
-      finish.push(createGroup(side, group, acknowledged[index]!.checkpointId, known, build, build.length - atOrBelow));
-    });
-    for (const command of finish)
-      writer.write([request(command.map((part) => (Buffer.isBuffer(part) ? part : String(part))))], 1);
-    await writer.drain();
-    const refused = writer.takeRefused()[0];
-    if (refused !== undefined) {
-      await connection.command(known.database, ['UNLINK', side]);
-      throw new HoldfastError('RECOVERING', `the KV store refused to take an entry back: ${refused.text}`);
-    }
-    return build;
-  } finally {
-    writer.close();
-  }
-}
-
-/** What the ledger counts, and will count: less would be the next loss. More is found out by the reconciler. */
-function entriesAdded(known: KnownStream, build: Build): number {
-  return Math.max(known.added + build.unknown, build.seen?.entriesAdded ?? 0, build.length);
-}
-
-function watermarks(
-  known: KnownStream,
-  build: Build,
-): { readonly lastId: string; readonly entriesAdded: number; readonly maxDeletedId: string } {
-  const last = maxEntryId(maxEntryId(build.lastId, known.lastId), build.seen?.lastId ?? ENTRY_ID_ZERO);
-  const deleted = maxEntryId(known.maxDeletedId, build.seen?.maxDeletedId ?? ENTRY_ID_ZERO);
-  return {
-    lastId: formatEntryId(last),
-    entriesAdded: entriesAdded(known, build),
-    maxDeletedId: formatEntryId(deleted.compare(last) > 0 ? last : deleted),
-  };
-}
-
-function xsetid(key: Buffer, known: KnownStream, build: Build): KvArgument[] {
-  const { lastId, entriesAdded: added, maxDeletedId } = watermarks(known, build);
-  return ['XSETID', key, lastId, 'ENTRIESADDED', added, 'MAXDELETEDID', maxDeletedId];
-}
-
-function createGroup(
-  key: Buffer,
-  group: Pick<KnownGroup, 'name'>,
-  checkpointId: Buffer,
-  known: KnownStream,
-  build: Build,
-  above: number,
-): KvArgument[] {
-  const read = Math.max(0, entriesAdded(known, build) - above);
-  return ['XGROUP', 'CREATE', key, group.name, formatEntryId(checkpointId), 'ENTRIESREAD', read];
-}
-
-async function readDeleted(ledger: Ledger, streamId: number): Promise<EntryIdSet> {
-  const deleted = new EntryIdSet();
-  const { rows } = await ledger.pool.query<{ ids: Buffer | null }>(
-    `SELECT string_agg(id, ''::bytea) AS ids FROM holdfast.deletion WHERE stream_id = $1
-     UNION ALL
-     SELECT ids FROM holdfast.intention WHERE stream_id = $1 AND kind = 'delete'`,
-    [streamId],
-  );
-  for (const row of rows) if (row.ids !== null) deleted.addAll(row.ids);
-  return deleted;
-}
-
 /**
- * Lets the side key take the name. Gives the stream as it is then, `undefined` where it must be built anew. Throws where
- * this leader's fence is gone.
+ * Lets the side key take the name. Gives the stream as it is then, `rebuild` where the side key must be built anew. Rejects
+ * where this leader's fence is gone.
  */
 async function swapIn(
   context: RestoreContext,
@@ -363,9 +121,9 @@ async function swapIn(
   fenced: KvConnection,
   known: KnownStream,
   build: Build,
-): Promise<StreamSnapshot | undefined> {
+): Promise<StreamSnapshot | 'rebuild'> {
   const { database, name } = known;
-  const side = Buffer.from(restoreKey(context.leaderEpoch, known.streamId));
+  const side = sideKey(context, known);
   const fence = formatWitness({ ledger: context.ledger.identity, epoch: context.leaderEpoch });
   for (let attempt = 1; attempt <= SWAP_ATTEMPTS_MAX; attempt += 1) {
     const [, witness] = await fenced.pipeline(0, [
@@ -376,19 +134,25 @@ async function swapIn(
       await fenced.command(0, ['UNWATCH']);
       throw new HoldfastError('RECOVERING', 'the fence is gone: another leader restores, or the KV store lost it');
     }
-    await fenced.command(database, ['WATCH', name]);
-    const now = await readState(reader, known);
+    // The side key can be evicted, which may not cost the stream its present content.
+    await fenced.command(database, ['WATCH', name, side]);
+    const state = await readState(reader, known);
+    if (state === 'other' || (await reader.command(database, ['EXISTS', side])) === 0) {
+      await fenced.command(0, ['UNWATCH']);
+      return 'rebuild';
+    }
+    const now = state === 'missing' ? undefined : state;
     const before = build.seen;
     if (now !== undefined && (before === undefined || !sameEntries(now, before))) {
       // Written to meanwhile. Appended entries are merged at the end; anything else needs the whole merge again.
-      const came: Entry[] = [];
+      const came: KvEntry[] = [];
       const after = build.seen?.lastId ?? ENTRY_ID_ZERO;
       for await (const page of kvEntries(reader, known, after, now.lastId)) came.push(...page);
       const top = maxEntryId(build.lastId, known.lastId);
       const appended = now.entriesAdded - (before?.entriesAdded ?? 0) === came.length;
       if (!appended || came.some((entry) => entry.id.compare(top) <= 0)) {
         await fenced.command(0, ['UNWATCH']);
-        return undefined;
+        return 'rebuild';
       }
       await fenced.command(0, ['UNWATCH']);
       if (attempt >= WATCH_ATTEMPTS_MAX) {
@@ -405,17 +169,25 @@ async function swapIn(
           groups: [...known.groups.values()].map((group) => group.name),
         });
         if (merged === 'fence') throw new HoldfastError('RECOVERING', 'the fence is gone: another leader restores');
-        if (merged === 'rebuild') return undefined;
+        if (merged === 'rebuild') return 'rebuild';
         if (merged === 'many') continue;
         build.merged += merged;
-        return verified(reader, known);
+        return verified(reader, known, build);
       }
       const replies = await reader.pipeline(
         database,
-        came.map((entry): KvArgument[] => ['XADD', side, formatEntryId(entry.id), ...decodeFields(entry.fields)]),
+        came.map((entry): KvArgument[] => [
+          'XADD',
+          side,
+          'NOMKSTREAM',
+          formatEntryId(entry.id),
+          ...decodeFields(entry.fields),
+        ]),
       );
       const refused = replies.find((reply) => reply instanceof Error);
+      if (isOutOfMemory(refused)) throw new OutOfRoom('the KV store has no memory for what it lost');
       if (refused instanceof Error) throw new HoldfastError('RECOVERING', `merging was refused: ${refused.message}`);
+      if (replies.includes(null)) return 'rebuild';
       build.length += came.length;
       build.merged += came.length;
       build.unknown += came.length;
@@ -445,15 +217,16 @@ async function swapIn(
     if (refused instanceof Error)
       throw new HoldfastError('RECOVERING', `taking the name was refused: ${refused.message}`);
 
-    return verified(reader, known);
+    return verified(reader, known, build);
   }
-  return undefined;
+  return 'rebuild';
 }
 
 /** Reads back what has the name now. */
-async function verified(reader: KvConnection, known: KnownStream): Promise<StreamSnapshot> {
+async function verified(reader: KvConnection, known: KnownStream, build: Build): Promise<StreamSnapshot> {
   const actual = await readState(reader, known);
-  if (actual === undefined || actual.lastId.compare(known.lastId) < 0 || actual.entriesAdded < known.added) {
+  const last = build.windowId ?? known.lastId;
+  if (typeof actual === 'string' || actual.lastId.compare(last) < 0 || actual.entriesAdded < known.added) {
     throw new HoldfastError('RECOVERING', 'the restored stream is not what was built');
   }
   return actual;
@@ -469,14 +242,13 @@ function sameEntries(a: StreamSnapshot, b: StreamSnapshot): boolean {
 }
 
 /** The stream as it is, with the smallest pending ID of groups that the ledger does not know. */
-async function readState(connection: KvConnection, known: KnownStream): Promise<StreamSnapshot | undefined> {
+async function readState(connection: KvConnection, known: KnownStream): Promise<StreamSnapshot | 'missing' | 'other'> {
   const ask = { database: known.database, name: known.name };
   const first = (await readSnapshot(connection, [{ ...ask, groups: [] }])).streams[0]!;
-  if (typeof first === 'string') return undefined;
+  if (typeof first === 'string') return first;
   const unknown = [...first.groups.entries()].filter(
     ([name, group]: [string, GroupSnapshot]) => group.pending > 0 && !known.groups.has(name),
   );
   if (unknown.length === 0) return first;
-  const second = (await readSnapshot(connection, [{ ...ask, groups: unknown.map(([name]) => name) }])).streams[0]!;
-  return typeof second === 'string' ? undefined : second;
+  return (await readSnapshot(connection, [{ ...ask, groups: unknown.map(([name]) => name) }])).streams[0]!;
 }

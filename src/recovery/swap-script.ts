@@ -16,6 +16,7 @@ local fence, stream, side, parked = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 redis.call('SELECT', 0)
 if redis.call('GET', fence) ~= ARGV[2] then return 'fence' end
 redis.call('SELECT', ARGV[1])
+if redis.call('TYPE', stream).ok ~= 'stream' or redis.call('EXISTS', side) == 0 then return 'rebuild' end
 local info = redis.call('XINFO', 'STREAM', stream)
 local fields = {}
 for at = 1, #info, 2 do fields[info[at]] = info[at + 1] end

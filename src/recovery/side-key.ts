@@ -1,0 +1,331 @@
+/**
+ * The key in which a stream is built before it takes the name: what the ledger has and what the KV store has, merged in
+ * ID order, then the watermarks and the groups. Of the ledger's entries come those that some group has not acknowledged;
+ * without groups, all that were not trimmed or deleted. An ID that meanwhile holds other fields keeps them, and the
+ * ledger's entry gets a new ID. Where the KV store has no room for all of them the oldest come, and a window stays open
+ * for the others (refill.ts).
+ */
+import { HoldfastError } from '../errors.ts';
+import { EntryIdSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
+import { restoringXadd } from '../ledger/entry-fields.ts';
+import {
+  ENTRY_ID_MAX,
+  ENTRY_ID_ZERO,
+  entryIdFrom,
+  formatEntryId,
+  maxEntryId,
+  minEntryId,
+  nextEntryId,
+  previousEntryId,
+} from '../ledger/entry-id.ts';
+import type { Ledger } from '../ledger/ledger.ts';
+import { request } from '../resp/encode.ts';
+import { BulkWriter } from './bulk-writer.ts';
+import type { KnownGroup, KnownStream } from './compare.ts';
+import type { KvArgument, KvConnection } from './kv-connection.ts';
+import { kvEntries } from './kv-entries.ts';
+import { entryBytes, OutOfRoom } from './kv-memory.ts';
+import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import type { RestoreContext } from './restore.ts';
+import { restoreKey } from './witness.ts';
+
+interface Entry {
+  readonly id: Buffer;
+  readonly fields: Buffer;
+  /** An exact MAXLEN that its XADD carried: what it trimmed stays away. */
+  readonly maxlen?: string | null;
+}
+
+const LEDGER_PAGE_ROWS = 5000;
+const FRAMES_BYTES = 256 * 1024;
+/** Entries put or left out between two looks at whether the KV store keeps up. */
+const STEPS_PER_CHECK = 1000;
+/** A side key that a dead leader leaves behind goes by itself. */
+const SIDE_KEY_TTL_MS = 3_600_000;
+
+async function* ledgerEntries(ledger: Ledger, streamId: number, after: Buffer): AsyncGenerator<Entry[]> {
+  for (let last = after; ; ) {
+    const { rows } = await ledger.pool.query<Entry>({
+      name: 'holdfast-restore-page',
+      text: `SELECT id, fields, maxlen FROM holdfast.entry
+              WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${LEDGER_PAGE_ROWS}`,
+      values: [streamId, last],
+    });
+    if (rows.length > 0) yield rows;
+    if (rows.length < LEDGER_PAGE_ROWS) return;
+    last = rows.at(-1)!.id;
+  }
+}
+
+/** One entry after the other out of pages. */
+class Head {
+  readonly #pages: AsyncGenerator<Entry[]>;
+  #page: Entry[] = [];
+  #at = 0;
+
+  constructor(pages: AsyncGenerator<Entry[]>) {
+    this.#pages = pages;
+  }
+
+  /** The entry in front, without waiting; `undefined` where the next page must be awaited or all is done. */
+  get ready(): Entry | undefined {
+    return this.#page[this.#at];
+  }
+
+  advance(): void {
+    this.#at += 1;
+  }
+
+  async fill(): Promise<Entry | undefined> {
+    if (this.#at < this.#page.length) return this.#page[this.#at];
+    const next = await this.#pages.next();
+    this.#page = next.done === true ? [] : next.value;
+    this.#at = 0;
+    return this.#page[0];
+  }
+}
+
+/** The state of one build: what the side key holds so far. */
+export interface Build {
+  restored: number;
+  merged: number;
+  /** Merged entries of which the ledger has no row: they will be counted when it gets one. */
+  unknown: number;
+  aliases: number;
+  length: number;
+  lastId: Buffer;
+  /** The stream up to whose last ID all is merged; what is newer is merged before the swap. */
+  seen: StreamSnapshot | undefined;
+  /** Of the ledger's entries above it some are left out for want of memory. */
+  windowId: Buffer | undefined;
+}
+
+export function sideKey(context: RestoreContext, known: KnownStream): Buffer {
+  return Buffer.from(restoreKey(context.leaderEpoch, known.streamId));
+}
+
+/**
+ * `room`: how many bytes it may take in the KV store. Gives `replaced` where a key of another type has the stream's name.
+ * Rejects with OutOfRoom where the KV store refuses for want of memory, and leaves no side key behind then.
+ */
+export async function buildSideKey(
+  context: RestoreContext,
+  connection: KvConnection,
+  known: KnownStream,
+  room: number,
+): Promise<Build | 'replaced'> {
+  const { ledger } = context;
+  const side = sideKey(context, known);
+  await connection.command(known.database, ['UNLINK', side]);
+  const groups = [...known.groups.values()];
+  const acknowledged = await Promise.all(groups.map((group) => readAcknowledged(ledger.pool, group.groupId)));
+  const deleted = await readDeleted(ledger, known.streamId);
+  let low = previousEntryId(known.floorId);
+  if (groups.length > 0) {
+    const checkpoint = acknowledged.reduce((least, set) => minEntryId(least, set.checkpointId), ENTRY_ID_MAX);
+    low = maxEntryId(low, checkpoint);
+  }
+
+  const snapshot = await readSnapshot(connection, [{ database: known.database, name: known.name, groups: [] }]);
+  const actual = snapshot.streams[0]!;
+  if (actual === 'other') return 'replaced';
+  const build: Build = {
+    restored: 0,
+    merged: 0,
+    unknown: 0,
+    aliases: 0,
+    length: 0,
+    lastId: ENTRY_ID_ZERO,
+    seen: actual === 'missing' ? undefined : actual,
+    windowId: undefined,
+  };
+  const writer = await BulkWriter.open(context.address, known.database);
+  try {
+    // How many entries stand at or below each group's checkpoint: for entries-read.
+    const below = groups.map(() => -1);
+    const displaced: Entry[] = [];
+    let frames: Buffer[] = [];
+    let bytes = 0;
+    let commands = 0;
+    let taken = 0;
+    const flush = (): void => {
+      writer.write([Buffer.concat(frames)], commands);
+      frames = [];
+      bytes = 0;
+      commands = 0;
+    };
+    const add = (command: readonly Buffer[]): void => {
+      for (const part of command) {
+        frames.push(part);
+        bytes += part.length;
+      }
+      commands += 1;
+      if (bytes > FRAMES_BYTES) flush();
+    };
+    const put = (entry: Entry): void => {
+      groups.forEach((_, index) => {
+        if (below[index]! < 0 && entry.id.compare(acknowledged[index]!.checkpointId) > 0) below[index] = build.length;
+      });
+      const maxlen = entry.maxlen ?? undefined;
+      taken += entryBytes(entry.fields);
+      add(restoringXadd(side, formatEntryId(entry.id), entry.fields, maxlen));
+      if (build.length === 0) add([request(['PEXPIRE', side, String(SIDE_KEY_TTL_MS)])]);
+      build.length += 1;
+      if (maxlen !== undefined && build.length > Number(maxlen)) {
+        const trimmed = build.length - Number(maxlen);
+        build.length -= trimmed;
+        below.forEach((count, index) => {
+          if (count > 0) below[index] = Math.max(0, count - trimmed);
+        });
+      }
+      build.lastId = entry.id;
+    };
+
+    const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low));
+    const fromKv = new Head(kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO));
+    for (let steps = 1; ; steps += 1) {
+      const theirs = build.seen === undefined ? undefined : (fromKv.ready ?? (await fromKv.fill()));
+      // With the window full, all that is left to do is to merge what is there.
+      if (theirs === undefined && build.windowId !== undefined) break;
+      const ours = fromLedger.ready ?? (await fromLedger.fill());
+      if (ours === undefined && theirs === undefined) break;
+      const order = ours === undefined ? 1 : theirs === undefined ? -1 : ours.id.compare(theirs.id);
+      if (order <= 0) {
+        fromLedger.advance();
+        const wanted = !deleted.has(ours!.id) && isWanted(acknowledged, ours!.id);
+        if (order < 0) {
+          if (wanted && build.windowId === undefined && taken + entryBytes(ours!.fields) > room) {
+            build.windowId = previousEntryId(ours!.id);
+          }
+          if (wanted && build.windowId === undefined) {
+            put(ours!);
+            build.restored += 1;
+          }
+        } else if (wanted && !ours!.fields.equals(theirs!.fields)) displaced.push(ours!);
+      }
+      if (order >= 0) {
+        fromKv.advance();
+        if (!deleted.has(theirs!.id) && theirs!.id.compare(known.floorId) >= 0) {
+          put(theirs!);
+          build.merged += 1;
+          if (order > 0) build.unknown += 1;
+        }
+      }
+      if (steps % STEPS_PER_CHECK === 0) {
+        await writer.ready();
+        refuse(writer);
+      }
+    }
+    if (build.windowId !== undefined && displaced.length > 0) {
+      // New IDs come after all others: not before the window is closed.
+      build.windowId = minEntryId(build.windowId, previousEntryId(displaced[0]!.id));
+      displaced.length = 0;
+    }
+    for (const entry of displaced) {
+      const next = nextEntryId(maxEntryId(build.lastId, known.lastId));
+      const id = maxEntryId(next, entryIdFrom(Date.now(), 0));
+      await ledger.pool.query('SELECT holdfast.alias_entry($1, $2, $3, $4)', [
+        context.leaderEpoch,
+        known.streamId,
+        entry.id,
+        id,
+      ]);
+      put({ id, fields: entry.fields });
+      build.restored += 1;
+      build.aliases += 1;
+    }
+
+    // A stream may be all groups and no entries.
+    const finish: KvArgument[][] = [];
+    if (build.length === 0) {
+      finish.push(['XGROUP', 'CREATE', side, 'holdfast', '0', 'MKSTREAM'], ['XGROUP', 'DESTROY', side, 'holdfast']);
+      finish.push(['PEXPIRE', side, SIDE_KEY_TTL_MS]);
+    }
+    finish.push(xsetid(side, known, build));
+    const left = build.windowId === undefined ? 0 : await countAbove(ledger, known.streamId, build.windowId);
+    groups.forEach((group, index) => {
+      const atOrBelow = below[index]! < 0 ? build.length : below[index]!;
+      const above = build.length - atOrBelow + left;
+      finish.push(createGroup(side, group, acknowledged[index]!.checkpointId, known, build, above));
+    });
+    for (const command of finish) add([request(command.map((part) => (Buffer.isBuffer(part) ? part : String(part))))]);
+    flush();
+    await writer.drain();
+    refuse(writer);
+    // Evicted half-way, and begun again by the next XADD, it would lack what came before.
+    if ((await connection.command(known.database, ['XLEN', side])) !== build.length) {
+      throw new OutOfRoom('the KV store evicted a stream while it was restored');
+    }
+    return build;
+  } catch (thrown) {
+    if (thrown instanceof OutOfRoom) await connection.command(known.database, ['UNLINK', side]);
+    throw thrown;
+  } finally {
+    writer.close();
+  }
+}
+
+/** Throws where the KV store refused a command. */
+function refuse(writer: BulkWriter): void {
+  const refused = writer.takeRefused()[0];
+  if (refused === undefined) return;
+  if (refused.text.startsWith('OOM ')) throw new OutOfRoom('the KV store has no memory for what it lost');
+  throw new HoldfastError('RECOVERING', `the KV store refused to take an entry back: ${refused.text}`);
+}
+
+async function countAbove(ledger: Ledger, streamId: number, id: Buffer): Promise<number> {
+  const { rows } = await ledger.pool.query<{ entries: string }>(
+    'SELECT count(*) AS entries FROM holdfast.entry WHERE stream_id = $1 AND id > $2',
+    [streamId, id],
+  );
+  return Number(rows[0]!.entries);
+}
+
+/** What the ledger counts, and will count: less would be the next loss. More is found out by the reconciler. */
+function entriesAdded(known: KnownStream, build: Build): number {
+  return Math.max(known.added + build.unknown, build.seen?.entriesAdded ?? 0, build.length);
+}
+
+/** The last ID, entries-added and max-deleted-entry-id that the side key is given. While a window is open the last ID is its edge, so that more can follow. */
+export function watermarks(
+  known: KnownStream,
+  build: Build,
+): { readonly lastId: string; readonly entriesAdded: number; readonly maxDeletedId: string } {
+  const top = maxEntryId(build.lastId, build.windowId ?? known.lastId);
+  const last = maxEntryId(top, build.seen?.lastId ?? ENTRY_ID_ZERO);
+  const deleted = maxEntryId(known.maxDeletedId, build.seen?.maxDeletedId ?? ENTRY_ID_ZERO);
+  return {
+    lastId: formatEntryId(last),
+    entriesAdded: entriesAdded(known, build),
+    maxDeletedId: formatEntryId(minEntryId(deleted, last)),
+  };
+}
+
+export function xsetid(key: Buffer, known: KnownStream, build: Build): KvArgument[] {
+  const { lastId, entriesAdded: added, maxDeletedId } = watermarks(known, build);
+  return ['XSETID', key, lastId, 'ENTRIESADDED', added, 'MAXDELETEDID', maxDeletedId];
+}
+
+function createGroup(
+  key: Buffer,
+  group: Pick<KnownGroup, 'name'>,
+  checkpointId: Buffer,
+  known: KnownStream,
+  build: Build,
+  above: number,
+): KvArgument[] {
+  const read = Math.max(0, entriesAdded(known, build) - above);
+  return ['XGROUP', 'CREATE', key, group.name, formatEntryId(checkpointId), 'ENTRIESREAD', read];
+}
+
+async function readDeleted(ledger: Ledger, streamId: number): Promise<EntryIdSet> {
+  const deleted = new EntryIdSet();
+  const { rows } = await ledger.pool.query<{ ids: Buffer | null }>(
+    `SELECT string_agg(id, ''::bytea) AS ids FROM holdfast.deletion WHERE stream_id = $1
+     UNION ALL
+     SELECT ids FROM holdfast.intention WHERE stream_id = $1 AND kind = 'delete'`,
+    [streamId],
+  );
+  for (const row of rows) if (row.ids !== null) deleted.addAll(row.ids);
+  return deleted;
+}
