@@ -1,6 +1,8 @@
 /**
- * The store as the flow sees it: a Postgres that does not answer never holds up an entry. Attempts live in the pending
- * entries too, so the worker goes on without it, and only a restore would forget them.
+ * The store as the flow sees it: a Postgres that does not answer holds up no entry for more than a moment. Attempts live
+ * in the pending entries too, so the worker goes on without it, and only a restore would forget them.
+ *
+ *   up ──(failed, or no answer in time)──▶ down: nobody waits, one question at a time goes out ──(answered)──▶ up
  */
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
@@ -8,7 +10,9 @@ import type { Held } from './held.ts';
 import type { WorkerMetrics } from './metrics.ts';
 import type { KnownEntry, WorkerStore } from './store.ts';
 
-const DOWN_MS = 1000;
+const PATIENCE_MS = 2000;
+/** Between questions to a store that is down. */
+const DOWN_MS = 500;
 const LOOK_UP_WEIGHT = 0.1;
 const LOOK_UP_MS_MAX = 200;
 
@@ -30,13 +34,51 @@ export function createAttemptMemory(options: {
   readonly log: Logger;
 }): AttemptMemory {
   const { stream, store, metrics, log } = options;
-  let downUntil = 0;
+  let down = false;
+  let probing = false;
   let lookUpMs = 0;
 
+  function answered(): void {
+    if (down) log.info('Postgres answers again');
+    down = false;
+  }
   function failed(error: unknown): void {
     metrics.storeErrors.inc();
-    if (performance.now() >= downUntil) log.warn({ error: messageOf(error) }, 'Postgres does not answer');
-    downUntil = performance.now() + DOWN_MS;
+    if (!down) log.warn({ error: messageOf(error) }, 'Postgres does not answer');
+    down = true;
+  }
+  async function probe(question: () => Promise<unknown>): Promise<void> {
+    if (probing) return;
+    probing = true;
+    await question().then(answered, failed);
+    setTimeout(() => {
+      probing = false;
+    }, DOWN_MS).unref();
+  }
+  /** `undefined` where the store is down. Never rejects. */
+  function ask<T>(question: () => Promise<T>): Promise<T | undefined> {
+    if (down) {
+      void probe(question);
+      return Promise.resolve(undefined);
+    }
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => {
+        failed(new Error(`no answer within ${PATIENCE_MS} ms`));
+        resolve(undefined);
+      }, PATIENCE_MS);
+      question()
+        .then(
+          (answer) => {
+            answered();
+            resolve(answer);
+          },
+          (error: unknown) => {
+            failed(error);
+            resolve(undefined);
+          },
+        )
+        .finally(() => clearTimeout(timer));
+    });
   }
 
   return {
@@ -44,28 +86,23 @@ export function createAttemptMemory(options: {
       return lookUpMs;
     },
     async lookUp(entries) {
-      if (store === undefined || entries.length === 0 || performance.now() < downUntil) return undefined;
+      if (store === undefined || entries.length === 0) return undefined;
       const startedAt = performance.now();
-      try {
-        const ids = entries.map((entry) => entry.id);
-        const known = await store.lookUp(stream, ids);
-        const tookMs = Math.min(LOOK_UP_MS_MAX, performance.now() - startedAt);
-        lookUpMs += (tookMs - lookUpMs) * LOOK_UP_WEIGHT;
-        return known;
-      } catch (error) {
-        failed(error);
-        return undefined;
-      }
+      const ids = entries.map((entry) => entry.id);
+      const known = await ask(() => store.lookUp(stream, ids));
+      const tookMs = Math.min(LOOK_UP_MS_MAX, performance.now() - startedAt);
+      if (known !== undefined) lookUpMs += (tookMs - lookUpMs) * LOOK_UP_WEIGHT;
+      return known;
     },
     async remember(entries) {
       if (store === undefined || entries.length === 0) return;
       for (const entry of entries) entry.stored = true;
       const items = entries.map(({ id, attempt, takeovers }) => ({ id, failed: attempt - 1, takeovers }));
-      await store.record(stream, items).catch(failed);
+      await ask(() => store.record(stream, items));
     },
     async forget(entries) {
       const ids = entries.filter((entry) => entry.stored).map((entry) => entry.id);
-      if (store !== undefined && ids.length > 0) await store.forget(stream, ids).catch(failed);
+      if (store !== undefined && ids.length > 0) await ask(() => store.forget(stream, ids));
     },
   };
 }

@@ -53,7 +53,7 @@ export interface WorkerChaosReport {
   readonly duplicates: number;
   /** From a failed attempt's retry being due to its beginning, less the KV store's outages in between. */
   readonly retryLatenessMs: { readonly p50: number; readonly p99: number; readonly max: number };
-  /** Longest time in which nothing was added, began or ended, less the KV store's outages in it. */
+  /** Longest time in which no handler began or ended while there was work, less the KV store's outages in it. */
   readonly longestSilenceMs: number;
   readonly pending: number;
   /** Broken promises, each in words; none is a pass. */
@@ -364,7 +364,7 @@ function judge(
   for (const [id, reports] of deadLetters) if (reports.length > 1) find(`${id}: reported ${reports.length} times`);
   lateness.sort((a, b) => a - b);
   const at = (share: number): number => Math.round(lateness[Math.floor((lateness.length - 1) * share)] ?? 0);
-  const longestSilenceMs = longestSilence([...notes.values()].flat(), [...addedAt.values()], outages);
+  const longestSilenceMs = longestSilence(notes, addedAt, outages);
   if (options.judgeStalls && longestSilenceMs > STALL_MS)
     find(`nothing happened for ${longestSilenceMs} ms while there was work`);
   return {
@@ -413,11 +413,30 @@ function withoutOutages(from: number, to: number, outages: readonly Span[]): num
   return Math.max(0, to - from - away.reduce((sum, ms) => sum + ms, 0));
 }
 
-function longestSilence(notes: readonly Note[], addedAt: readonly number[], outages: readonly Span[]): number {
-  const times = [...notes.map((note) => note.at), ...addedAt].sort((a, b) => a - b);
+/** Between two notes of handlers, from when there was an entry that is not at its last note yet. */
+function longestSilence(
+  notes: ReadonlyMap<string, readonly Note[]>,
+  addedAt: ReadonlyMap<string, number>,
+  outages: readonly Span[],
+): number {
+  const changes: { at: number; noted: boolean; open: number }[] = [];
+  for (const [id, at] of addedAt) {
+    const own = notes.get(id);
+    if (own === undefined) continue;
+    changes.push({ at: Math.min(at, own[0]!.at), noted: false, open: 1 });
+    for (const note of own) changes.push({ at: note.at, noted: true, open: note === own.at(-1) ? -1 : 0 });
+  }
+  changes.sort((a, b) => a.at - b.at || b.open - a.open);
   let longest = 0;
-  for (let i = 1; i < times.length; i += 1) {
-    longest = Math.max(longest, withoutOutages(times[i - 1]!, times[i]!, outages));
+  let open = 0;
+  let quietSince = 0;
+  for (const change of changes) {
+    if (open === 0) quietSince = change.at;
+    if (change.noted) {
+      longest = Math.max(longest, withoutOutages(quietSince, change.at, outages));
+      quietSince = change.at;
+    }
+    open += change.open;
   }
   return longest;
 }

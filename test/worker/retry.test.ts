@@ -1,3 +1,5 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { defineApp, type PermanentFailure, permanentFailure } from '../../src/worker/app.ts';
 import { deliveryCount, historyOf, retryDelayMs } from '../../src/worker/retry-policy.ts';
@@ -249,3 +251,49 @@ test('attempts survive a KV store that lost its pending entries, with a database
   expect(attempts).toEqual([1, 2, 3]);
   expect(await deadLettersOf(redis, 'events')).toHaveLength(1);
 });
+
+test('a Postgres that does not answer holds up retries and new entries for a moment, once; reports stay single', async () => {
+  const kv = await startKv(kvKinds[0]!);
+  const redis = client(kv.url);
+  const { url: database } = await startTestPostgres();
+  const handled: string[] = [];
+  const app = defineApp({
+    streams: 'events',
+    retry: { attempts: 2, baseMs: 50 },
+    handlers: {
+      any: {
+        run: 'in-process',
+        handle({ n, fails }, { attempt }) {
+          if (attempt <= Number(fails)) throw new Error('as told');
+          handled.push(n!);
+        },
+      },
+    },
+  });
+  await runWorker(app, { kv: kv.url, database });
+  const locker = new pg.Client({ connectionString: database });
+  await locker.connect();
+  await locker.query('BEGIN');
+  // Whoever asks for an entry's attempts waits.
+  await locker.query('LOCK TABLE holdfast.worker_entry');
+  await addAll(redis, 'events', [{ n: 'first', fails: '0' }]);
+  await until('the first one is handled', () => handled.includes('first'));
+  let longestMs = 0;
+  for (let n = 0; n < 25; n += 1) {
+    const addedAt = performance.now();
+    await addAll(redis, 'events', [{ n: String(n), fails: String(n % 2) }]);
+    await until('the next one is handled', () => handled.includes(String(n)));
+    longestMs = Math.max(longestMs, performance.now() - addedAt);
+    await sleep(250);
+  }
+  // A statement is given up after 5 s.
+  expect(longestMs).toBeLessThan(4000);
+  await addAll(redis, 'events', [{ n: 'hopeless', fails: '2' }]);
+  await until('it is reported', async () => (await deadLettersOf(redis, 'events')).length === 1);
+  await locker.query('ROLLBACK');
+  await locker.end();
+  await until('all acknowledged', () => drained(redis, 'events'));
+  // The report was made while its record could not be finished.
+  await sleep(1500);
+  expect(await deadLettersOf(redis, 'events')).toMatchObject([{ attempts: '2' }]);
+}, 60_000);
