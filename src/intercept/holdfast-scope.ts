@@ -8,7 +8,7 @@ import { FLIGHT_CONTROL_TEMPLATE, parseScopeTemplate } from '../scope/scope-temp
 import { ScopedSession } from '../scope/scoped-session.ts';
 import type { HoldfastSubcommand } from './holdfast-command.ts';
 import type { Exchange } from './interceptor.ts';
-import { removeScope } from './scope-keyspace.ts';
+import { type LedgeredStreams, removeScope } from './scope-keyspace.ts';
 
 const SYNTAX = 'SET orgId fleet templateVersion | GET | CLEAR | INVALIDATE orgId [fleet [templateVersion]]';
 
@@ -53,7 +53,12 @@ function get(exchange: Exchange): void {
 }
 
 /** Of a session with a template: its scopes. Of one without any scope: those of cached Flight Control data. */
-async function invalidate(exchange: Exchange, values: readonly string[], invalidations: Invalidations): Promise<void> {
+async function invalidate(
+  exchange: Exchange,
+  values: readonly string[],
+  invalidations: Invalidations,
+  ledgered: LedgeredStreams,
+): Promise<void> {
   if (values.length === 0) throw new HoldfastError('ERR', `syntax: HOLDFAST SCOPE ${SYNTAX}`);
   if (exchange.queued) throw new HoldfastError('ERR', 'HOLDFAST SCOPE INVALIDATE inside MULTI is not possible');
   const { scope, database, user, id } = exchange.session;
@@ -62,12 +67,12 @@ async function invalidate(exchange: Exchange, values: readonly string[], invalid
   const invalidated = createScope(template.prefixOf(values));
   const keys = await invalidations.carryOut(
     { prefix: invalidated.prefix, database, by: `user ${user}, client ${id}` },
-    (removed) => removeScope(exchange, invalidated, database, removed),
+    (removed) => removeScope(exchange, invalidated, ledgered, database, removed),
   );
   exchange.respond(encode.integer(keys));
 }
 
-export function holdfastScope(invalidations: Invalidations): HoldfastSubcommand {
+export function holdfastScope(invalidations: Invalidations, ledgered: LedgeredStreams): HoldfastSubcommand {
   return {
     name: 'scope',
     syntax: SYNTAX,
@@ -82,7 +87,7 @@ export function holdfastScope(invalidations: Invalidations): HoldfastSubcommand 
         case 'clear':
           return clear(exchange);
         case 'invalidate':
-          return invalidate(exchange, values, invalidations);
+          return invalidate(exchange, values, invalidations, ledgered);
         default:
           throw new HoldfastError('ERR', `syntax: HOLDFAST SCOPE ${SYNTAX}`);
       }

@@ -34,10 +34,11 @@ export interface InterceptorParts {
 }
 
 export function createInterceptors(parts: InterceptorParts): Interceptor[] {
+  const ledgered = () => parts.ledger.ledger.streams.all();
   return [
-    scopeInterceptor(parts.scripts),
+    scopeInterceptor(parts.scripts, ledgered),
     holdfastCommand([
-      holdfastScope(parts.cache.invalidations),
+      holdfastScope(parts.cache.invalidations, ledgered),
       holdfastWith(),
       holdfastCommands(parts.carriedAs),
       holdfastReload(parts.reload),

@@ -1,6 +1,7 @@
 /**
  * Commands that speak of the whole keyspace, inside a scope: they walk it with SCAN, in batches that hold up nobody, and
- * see what is the scope's. In a transaction, where nothing can be walked, what only reads is one KEYS inside a script.
+ * see what is the scope's. What removes all of it removes the ledger's streams too that SCAN does not find, since the KV
+ * store lost them a moment ago: they would come back. In a transaction, where nothing can be walked, what only reads is one KEYS inside a script.
  */
 import { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
@@ -28,6 +29,13 @@ function passOn(text: string): never {
   throw new HoldfastError(code!, words.join(' '));
 }
 
+/** The streams that the ledger knows, of all scopes. */
+export type LedgeredStreams = () => Iterable<{
+  readonly database: number;
+  readonly name: Buffer;
+  readonly ended: boolean;
+}>;
+
 interface Page {
   readonly cursor: string;
   readonly keys: readonly Buffer[];
@@ -45,24 +53,33 @@ async function scanPage(exchange: Exchange, pattern: Buffer, cursor: string, dat
 export async function removeScope(
   exchange: Exchange,
   scope: Scope,
+  ledgered: LedgeredStreams,
   database = exchange.session.database,
   removed: (keys: number) => void = () => undefined,
 ): Promise<void> {
   const { prefix } = scope;
   const pattern = everything(scope);
-  let cursor = '0';
-  do {
-    const page = await scanPage(exchange, pattern, cursor, database);
-    cursor = page.cursor;
-    const own = page.keys.filter((key) => key.subarray(0, prefix.length).equals(prefix));
-    for (let at = 0; at < own.length; at += UNLINK_KEYS_MAX) {
-      const batch = own.slice(at, at + UNLINK_KEYS_MAX);
+  const unlink = async (keys: readonly Buffer[]): Promise<void> => {
+    for (let at = 0; at < keys.length; at += UNLINK_KEYS_MAX) {
+      const batch = keys.slice(at, at + UNLINK_KEYS_MAX);
       const reply = readReply(await exchange.run([Buffer.from('UNLINK'), ...batch], database));
       const failed = errorText(reply);
       if (failed !== undefined) passOn(failed);
       removed(Number(reply.bytes.toString()));
     }
+  };
+  const streams = streamsOf(scope, ledgered).filter((stream) => stream.database === database);
+  let cursor = '0';
+  do {
+    const page = await scanPage(exchange, pattern, cursor, database);
+    cursor = page.cursor;
+    await unlink(page.keys.filter((key) => key.subarray(0, prefix.length).equals(prefix)));
   } while (cursor !== '0' && !exchange.session.closed);
+  await unlink(streams.filter((stream) => !stream.ended).map((stream) => stream.name));
+}
+
+function streamsOf({ prefix }: Scope, ledgered: LedgeredStreams) {
+  return [...ledgered()].filter(({ name }) => name.subarray(0, prefix.length).equals(prefix));
 }
 
 function everything(scope: Scope): Buffer {
@@ -80,19 +97,19 @@ function checkFlush({ exchange }: ScopedExchange, name: string): void {
 export async function flushDatabase(scoped: ScopedExchange): Promise<void> {
   checkFlush(scoped, 'FLUSHDB');
   const { exchange, scope } = scoped;
-  await removeScope(exchange, scope);
+  await removeScope(exchange, scope, scoped.ledgered);
   exchange.respond(encode.OK);
 }
 
 export async function flushDatabases(scoped: ScopedExchange): Promise<void> {
   checkFlush(scoped, 'FLUSHALL');
-  const { exchange, scope } = scoped;
+  const { exchange, scope, ledgered } = scoped;
   const info = readReply(await exchange.run([Buffer.from('INFO'), Buffer.from('keyspace')]));
   const failed = errorText(info);
   if (failed !== undefined) passOn(failed);
-  for (const [, database] of info.bytes.toString('latin1').matchAll(/^db(\d+):/gm)) {
-    await removeScope(exchange, scope, Number(database));
-  }
+  const databases = new Set(streamsOf(scope, ledgered).map(({ database }) => database));
+  for (const [, database] of info.bytes.toString('latin1').matchAll(/^db(\d+):/gm)) databases.add(Number(database));
+  for (const database of databases) await removeScope(exchange, scope, ledgered, database);
   exchange.respond(encode.OK);
 }
 

@@ -15,7 +15,7 @@ import { ScopedSession } from '../scope/scoped-session.ts';
 import type { ScriptRegistry } from '../scope/script-registry.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
 import { callFunction, deleteLibrary, flushLibraries, listLibraries, loadLibrary } from './scope-functions.ts';
-import { countKeys, flushDatabase, flushDatabases, randomKey } from './scope-keyspace.ts';
+import { countKeys, flushDatabase, flushDatabases, type LedgeredStreams, randomKey } from './scope-keyspace.ts';
 import { flushScripts, loadScript, runScript, scriptsExist, showScript } from './scope-scripts.ts';
 
 /** One request in a scope, as the handlers of special commands get it. */
@@ -25,6 +25,7 @@ export interface ScopedExchange {
   readonly scope: Scope;
   readonly rule: ScopeRule;
   readonly scripts: ScriptRegistry;
+  readonly ledgered: LedgeredStreams;
 }
 
 type Handler = (scoped: ScopedExchange) => void | Promise<void>;
@@ -36,7 +37,7 @@ export function scopeOf(exchange: Exchange): { session: ScopedSession; scope: Sc
   return { session, scope: (exchange.scope as Scope | undefined) ?? session.scope };
 }
 
-export function scopeInterceptor(scripts: ScriptRegistry): Interceptor {
+export function scopeInterceptor(scripts: ScriptRegistry, ledgered: LedgeredStreams): Interceptor {
   /** Sessions of this process that have patterns, for PUBSUB NUMPAT. */
   const listening = new Set<ScopedSession>();
 
@@ -83,7 +84,7 @@ export function scopeInterceptor(scripts: ScriptRegistry): Interceptor {
         throw refused(exchange.command, exchange.args);
       case 'special':
         if (!scope.chosen && rule.special !== 'whoami') throw notPermitted(NO_SCOPE_CHOSEN);
-        return specials[rule.special]({ exchange, session, scope, rule, scripts });
+        return specials[rule.special]({ exchange, session, scope, rule, scripts, ledgered });
       case 'plain':
         if (rule.reply === 'none') return;
     }

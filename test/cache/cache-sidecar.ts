@@ -59,7 +59,7 @@ export async function startCacheSidecar(options: CacheSidecarOptions): Promise<C
     listen: [{ host: '127.0.0.1', port: 0 }],
     upstream: kv,
     interceptors: [
-      holdfastCommand([holdfastScope(cache.invalidations)]),
+      holdfastCommand([holdfastScope(cache.invalidations, () => [])]),
       hideOwnKeysInterceptor(),
       ...cacheInterceptors(cache),
     ],

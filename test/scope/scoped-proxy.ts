@@ -7,6 +7,7 @@ import { holdfastCommands } from '../../src/intercept/holdfast-commands.ts';
 import { holdfastScope, holdfastWith } from '../../src/intercept/holdfast-scope.ts';
 import type { Interceptor } from '../../src/intercept/interceptor.ts';
 import { scopeInterceptor } from '../../src/intercept/scope.ts';
+import type { LedgeredStreams } from '../../src/intercept/scope-keyspace.ts';
 import type { ProxyOptions } from '../../src/proxy/proxy.ts';
 import type { Reply, ReplyValue } from '../../src/resp/reply.ts';
 import { replyValue } from '../../src/resp/reply.ts';
@@ -39,6 +40,7 @@ export interface ScopedProxyOptions {
   /** `open`: behind a user that may do everything, so that nothing but Holdfast keeps scopes apart. */
   readonly fence?: 'closed' | 'open' | 'none';
   readonly interceptors?: readonly Interceptor[];
+  readonly ledgered?: LedgeredStreams;
   readonly proxy?: Partial<ProxyOptions>;
 }
 
@@ -58,7 +60,7 @@ function openFence(admin: ScopeAdmin): Fence {
 /** Users have their name as password. */
 export async function startScopedProxy(
   kvPort: number,
-  { users, fence: kind = 'closed', interceptors = [], proxy = {} }: ScopedProxyOptions,
+  { users, fence: kind = 'closed', interceptors = [], ledgered = () => [], proxy = {} }: ScopedProxyOptions,
 ): Promise<ScopedProxy> {
   const admin = connectScopeAdmin({ port: kvPort });
   cleanups.push(() => admin.close());
@@ -77,9 +79,9 @@ export async function startScopedProxy(
   });
   const { port } = await front(kvPort, {
     interceptors: [
-      scopeInterceptor(createScriptRegistry(admin)),
+      scopeInterceptor(createScriptRegistry(admin), ledgered),
       holdfastCommand([
-        holdfastScope(createInvalidations(undefined, silent)),
+        holdfastScope(createInvalidations(undefined, silent), ledgered),
         holdfastWith(),
         holdfastCommands(() => 'somehow'),
       ]),
