@@ -4,7 +4,8 @@
  * commit names the epoch it was made under, so a stale record costs a detour and never an entry.
  */
 import type pg from 'pg';
-import { byteaArray } from './binary-array.ts';
+import { batched } from './batcher.ts';
+import { bigintArray, byteaArray } from './binary-array.ts';
 import { ENTRY_ID_ZERO, maxEntryId } from './entry-id.ts';
 
 export type StreamMode = 'normal' | 'outage' | 'restoring';
@@ -88,9 +89,12 @@ export class StreamRegistry {
   readonly #byId = new Map<number, Stream>();
   readonly #resolving = new Map<string, Promise<Stream>>();
   readonly #listeners = new Set<ChangeListener>();
+  /** One read after the other: one that began earlier and answers later would bring back what was before. */
+  readonly #read: (wanted: number | 'all') => Promise<Stream | undefined>;
 
   constructor(pool: pg.Pool) {
     this.#pool = pool;
+    this.#read = batched((wanted) => this.#readTogether(wanted));
   }
 
   get size(): number {
@@ -132,7 +136,7 @@ export class StreamRegistry {
     // A concurrent insert of the same name makes ours do nothing and is then found by the second query.
     for (;;) {
       // Told to the others, for a DEL that goes through them is an intention only on a stream that they know.
-      await this.#pool.query(
+      const { rows: begun } = await this.#pool.query<{ stream_id: string }>(
         `WITH begun AS (
            INSERT INTO holdfast.stream (database, name, incarnation)
            SELECT $1, $2, coalesce(max(incarnation), 0) + 1 FROM holdfast.stream
@@ -140,20 +144,20 @@ export class StreamRegistry {
            ON CONFLICT DO NOTHING
            RETURNING stream_id
          )
-         SELECT pg_notify('holdfast', 'stream ' || stream_id) FROM begun`,
+         SELECT stream_id, pg_notify('holdfast', 'stream ' || stream_id) FROM begun`,
         [database, name],
       );
-      const { rows } = await this.#pool.query<StreamRow>(
-        `SELECT ${STREAM_COLUMNS} FROM holdfast.stream
-          WHERE database = $1 AND sha256(name) = sha256($2) AND ended_at IS NULL`,
-        [database, name],
-      );
-      const row = rows[0];
-      if (row !== undefined) {
-        const stream = this.#store(row);
-        this.#storeGroups([stream], await this.#readGroups([stream.streamId]));
-        return stream;
-      }
+      const { rows } =
+        begun.length > 0
+          ? { rows: begun }
+          : await this.#pool.query<{ stream_id: string }>(
+              `SELECT stream_id FROM holdfast.stream
+                WHERE database = $1 AND sha256(name) = sha256($2) AND ended_at IS NULL`,
+              [database, name],
+            );
+      if (rows[0] !== undefined) await this.refresh(Number(rows[0].stream_id));
+      const stream = this.find(database, name);
+      if (stream !== undefined) return stream;
     }
   }
 
@@ -174,35 +178,35 @@ export class StreamRegistry {
     await this.reload();
   }
 
-  /** Reads one stream again, as a notification asks. */
-  async refresh(streamId: number): Promise<Stream | undefined> {
-    const { rows } = await this.#pool.query<StreamRow>(
-      `SELECT ${STREAM_COLUMNS} FROM holdfast.stream WHERE stream_id = $1`,
-      [streamId],
-    );
-    const row = rows[0];
-    if (row === undefined) return undefined;
-    const groups = await this.#readGroups([streamId]);
-    const stream = this.#store(row);
-    this.#storeGroups([stream], groups);
-    this.#changed(stream);
-    return stream;
+  /** Reads one stream again, as a notification asks. Gives its record, also where it ended. */
+  refresh(streamId: number): Promise<Stream | undefined> {
+    return this.#read(streamId);
   }
 
   /** Reads all current streams again: at the start, and after notifications may have been missed. */
   async reload(): Promise<void> {
+    await this.#read('all');
+  }
+
+  async #readTogether(wanted: readonly (number | 'all')[]): Promise<(Stream | undefined)[]> {
+    const all = wanted.includes('all');
+    const streamIds = wanted.filter((one) => one !== 'all');
     const { rows } = await this.#pool.query<StreamRow>(
-      `SELECT ${STREAM_COLUMNS} FROM holdfast.stream WHERE ended_at IS NULL`,
+      `SELECT ${STREAM_COLUMNS} FROM holdfast.stream WHERE ($1 AND ended_at IS NULL) OR stream_id = ANY ($2::bigint[])`,
+      [all, bigintArray(streamIds)],
     );
-    const groups = await this.#readGroups(undefined);
-    const current = new Set<number>();
-    for (const row of rows) current.add(this.#store(row).streamId);
-    for (const stream of [...this.#byId.values()]) {
-      if (!current.has(stream.streamId)) this.#drop(stream);
+    const { rows: groupRows } = await this.#pool.query<GroupRow>(
+      `SELECT ${GROUP_COLUMNS} FROM holdfast.consumer_group
+        WHERE ended_at IS NULL AND ($1 OR stream_id = ANY ($2::bigint[]))`,
+      [all, bigintArray(streamIds)],
+    );
+    const read = new Map(rows.map((row) => [Number(row.stream_id), this.#store(row)]));
+    if (all) {
+      for (const stream of [...this.#byId.values()]) if (!read.has(stream.streamId)) this.#drop(stream);
     }
-    const streams = [...this.#byId.values()];
-    this.#storeGroups(streams, groups);
-    for (const stream of streams) this.#changed(stream);
+    this.#storeGroups([...read.values()], groupRows);
+    for (const stream of read.values()) this.#changed(stream);
+    return wanted.map((one) => (one === 'all' ? undefined : read.get(one)));
   }
 
   /** Takes a change of mode or epoch that this process made or was told of, unless the record is newer. */
@@ -212,20 +216,6 @@ export class StreamRegistry {
     stream.mode = mode;
     stream.modeCause = cause;
     this.#changed(stream);
-  }
-
-  /** The incarnation is over: the next command on this name begins or finds another one. */
-  end(stream: Stream): void {
-    this.#drop(stream);
-  }
-
-  async #readGroups(streamIds: readonly number[] | undefined): Promise<GroupRow[]> {
-    const { rows } = await this.#pool.query<GroupRow>(
-      `SELECT ${GROUP_COLUMNS} FROM holdfast.consumer_group
-        WHERE ended_at IS NULL AND ($1::bigint[] IS NULL OR stream_id = ANY ($1))`,
-      [streamIds === undefined ? null : [...streamIds]],
-    );
-    return rows;
   }
 
   #store(row: StreamRow): Stream {
