@@ -224,28 +224,34 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.holds |= reason;
   }
 
-  /**
-   * A held session goes on reading for a while: only who reads learns that the client is gone, and a blocked client
-   * that is gone must not be given an element.
-   */
+  /** The client is not read from until `lift` or what it is pinned by allows it again. */
   pauseWhenFull(): void {
-    if (!this.input.full || this.socketPaused || this.closed) return;
+    if (this.readsOn || this.socketPaused || this.closed) return;
     this.socketPaused = true;
     this.socket.pause();
+  }
+
+  /**
+   * A held session goes on reading for a while: only who reads learns that the client is gone, and a blocked client
+   * that is gone must not be given an element. One that is blocked it reads on to the limit of its query buffer, as a
+   * server does: its command may never end.
+   */
+  private get readsOn(): boolean {
+    return !this.input.full || (this.pins & Pin.blocking) !== 0;
   }
 
   /** Lifts a hold; input goes on when it was the last. */
   lift(reason: number): void {
     if ((this.holds & reason) === 0) return;
     this.holds &= ~reason;
-    if (this.holds !== 0 || this.closed) return;
-    this.input.resume();
-    if (this.holds !== 0 || this.closed) return;
-    if (this.socketPaused) {
+    if (this.closed) return;
+    if (this.holds === 0) this.input.resume();
+    if (this.closed) return;
+    if (this.socketPaused && (this.holds === 0 || this.readsOn)) {
       this.socketPaused = false;
       this.socket.resume();
     }
-    this.finishIfEnded();
+    if (this.holds === 0) this.finishIfEnded();
   }
 
   // ---------------------------------------------------------------- lanes

@@ -124,7 +124,22 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
       waiting.socket.destroy();
       await new Promise((resolve) => setTimeout(resolve, 100));
       expect(replyValue(await pushing.send('RPUSH', 'abandoned', 'kept'))).toBe(1);
-      expect(replyValue(await pushing.send('LLEN', 'abandoned'))).toBe(1);
+      expect(replyValue(await pushing.send('LPOP', 'abandoned'))).toBe('kept');
+    });
+
+    it('notices that a blocked client went away behind megabytes that it had sent', async () => {
+      const pushing = await client();
+      const waiting = await client();
+      const id = replyValue(await waiting.send('CLIENT', 'ID'));
+      const behind = Array.from({ length: 400 }, () => request(['SETRANGE', 'behind', '0', Buffer.alloc(8192, 'x')]));
+      waiting.socket.write(Buffer.concat([request(['BLPOP', 'abandoned', '0']), request(['RESET']), ...behind]));
+      waiting.socket.end();
+      await until(async () => {
+        const list = String(replyValue(await pushing.send('CLIENT', 'LIST', 'ID', String(id))));
+        return !list.includes(`id=${id} `);
+      }, 20_000);
+      expect(replyValue(await pushing.send('RPUSH', 'abandoned', 'kept'))).toBe(1);
+      expect(replyValue(await pushing.send('LPOP', 'abandoned'))).toBe('kept');
     });
 
     it('leaves no transaction behind when a client vanishes inside one', async () => {
