@@ -1,7 +1,10 @@
 /** What the worker counts, in the words of Prometheus. One registry for each worker. */
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { App } from './app.ts';
+import { THREAD_DEATHS } from './thread-pool.ts';
 
-export type Outcome = 'succeeded' | 'failed' | 'permanently_failed' | 'abandoned';
+const OUTCOMES = ['succeeded', 'failed', 'permanently_failed', 'abandoned'] as const;
+export type Outcome = (typeof OUTCOMES)[number];
 
 export interface WorkerMetrics {
   readonly registry: Registry;
@@ -23,14 +26,15 @@ export interface WorkerMetrics {
   readonly lastSuccess: Gauge;
 }
 
-export function createMetrics(): WorkerMetrics {
+/** Every series there may be begins at 0, so that the first failure is an increase. */
+export function createMetrics(app: App): WorkerMetrics {
   const registry = new Registry();
   const registers = [registry];
   const gauge = <Label extends string>(name: string, help: string, ...labelNames: Label[]): Gauge<Label> =>
     new Gauge({ name: `holdfast_worker_${name}`, help, labelNames, registers });
   const counter = <Label extends string>(name: string, help: string, ...labelNames: Label[]): Counter<Label> =>
     new Counter({ name: `holdfast_worker_${name}`, help, labelNames, registers });
-  return {
+  const metrics: WorkerMetrics = {
     registry,
     inProgress: gauge('in_progress', 'Handlers running now', 'task'),
     processed: counter('processed_total', 'Attempts that ended, by outcome', 'task', 'outcome'),
@@ -55,4 +59,15 @@ export function createMetrics(): WorkerMetrics {
     storeErrors: counter('store_errors_total', 'Statements to Postgres that failed'),
     lastSuccess: gauge('last_success_timestamp_seconds', 'When a handler last succeeded (Unix time); 0 for never'),
   };
+  for (const task of app.handlers.keys()) {
+    for (const outcome of OUTCOMES) metrics.processed.inc({ task, outcome }, 0);
+    metrics.inProgress.set({ task }, 0);
+    metrics.retries.inc({ task }, 0);
+    metrics.duration.zero({ task });
+  }
+  for (const stream of app.streams) {
+    for (const each of [metrics.takeovers, metrics.lostClaims, metrics.trimmed]) each.inc({ stream }, 0);
+  }
+  for (const cause of THREAD_DEATHS) metrics.threadDeaths.inc({ cause }, 0);
+  return metrics;
 }

@@ -16,7 +16,8 @@ import { threadArguments } from './typescript.ts';
 
 const PROBE_MS = 1000;
 
-export type ThreadDeath = 'killed' | 'memory' | 'exit' | 'error';
+export const THREAD_DEATHS = ['killed', 'memory', 'exit', 'error'] as const;
+export type ThreadDeath = (typeof THREAD_DEATHS)[number];
 
 export interface ThreadCall {
   /** Rejects when the thread ended, with a `ThreadDeath` as the error's `code`. */

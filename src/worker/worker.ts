@@ -59,7 +59,7 @@ export async function startWorker(app: App, options: WorkerOptions): Promise<Wor
   };
 
   try {
-    const metrics = createMetrics();
+    const metrics = createMetrics(app);
     const commands = createConnection(options.kv, consumer, log);
     undo.push(() => commands.disconnect());
     await connectFirst(commands, options.kv);

@@ -43,6 +43,9 @@ test('whatever a handler does in its thread is an outcome of its own entry, and 
   await until('the pool works again', () => drained(redis, 'events'));
   const metrics = await (await fetch(`http://${worker.http}/metrics`)).text();
   expect(metrics).toContain('holdfast_worker_processed_total{task="fine",outcome="succeeded"} 3');
+  // What has not happened is there as well, so that its first time is an increase.
+  expect(metrics).toContain('holdfast_worker_processed_total{task="fine",outcome="permanently_failed"} 0');
+  expect(metrics).toContain('holdfast_worker_takeovers_total{stream="events"} 0');
   expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="memory"\} 2/);
   expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="exit"\} 2/);
   expect(worker.health()).toMatchObject({ healthy: true, running: 0, stuck: 0, held: 0 });

@@ -41,7 +41,7 @@ async function startsOf(entries: readonly Held[]): Promise<string[]> {
     app,
     group: 'group',
     pool: undefined,
-    metrics: createMetrics(),
+    metrics: createMetrics(app),
     gate: () => {
       throw new Error('no handler here has a rate limit');
     },
