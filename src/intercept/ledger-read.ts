@@ -199,7 +199,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
         return group !== undefined && !group.changing && !stream.ended;
       });
     const ofStore = code === 'UNBLOCKED' || code === 'LOADING' || code === 'MASTERDOWN';
-    if (exchange.queued || !(ofGroup || ofStore)) return reply;
+    if (exchange.queued || !(ofGroup || ofStore)) return reading.refusal ?? reply;
     // Also when the client's patience has ended meanwhile: an empty read is the answer then, not the loss.
     return recovery.noticed(`${code} for a blocked or group read`).then(() => {
       // A client deleted or replaced it: what the server says of that is right, and asking again would never end.
@@ -209,7 +209,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       const unmoved = reading.streams.every(
         (stream, at) => stream.epoch === reading.epochs[at] && recovery.isOpen(stream),
       );
-      return ofGroup && unmoved ? reply : again(reading);
+      return ofGroup && unmoved ? reading.refusal : again(reading);
     });
   }
 

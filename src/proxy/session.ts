@@ -95,6 +95,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /** Ends the wait for a lane. */
   endWait: (() => void) | undefined;
   attachTimer: NodeJS.Timeout | undefined;
+  private blockedTimer: NodeJS.Timeout | undefined;
   private socketPaused = false;
   private clientEnded = false;
   private quietListeners: (() => void)[] = [];
@@ -480,10 +481,17 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   private clientEnd(): void {
     this.clientEnded = true;
     this.finishIfEnded();
+    this.watchBlocked();
+  }
+
+  /** What waits behind a command that may block for good, and that nobody is left to wait for, makes no progress. */
+  private watchBlocked(): void {
     if (this.holds === 0 || this.closed) return;
-    // Something waits behind a command that may block for good, and nobody is left to wait for that.
-    const timer = setTimeout(() => this.finishBlocked(), LINGER_MS);
-    this.closeListeners.push(() => clearTimeout(timer));
+    const taken = this.commandsTotal;
+    this.blockedTimer = setTimeout(() => {
+      if (this.commandsTotal === taken) this.finishBlocked();
+      this.watchBlocked();
+    }, LINGER_MS);
   }
 
   /**
@@ -511,6 +519,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.socket.destroy();
     this.endWait?.();
     clearTimeout(this.attachTimer);
+    clearTimeout(this.blockedTimer);
     for (const lane of this.resendLanes) lane.close(new HoldfastError('RETIRED', 'its client is gone'));
     if (this.transaction !== undefined) for (const member of this.transaction.members) member.discard();
     if (this.dedicated) leaveDedicated(this);
