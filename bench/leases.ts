@@ -1,16 +1,20 @@
 /**
  * `npm run bench -- leases`: get-or-set against the Lua script that does the same, what leases cost a hit, and how far
- * behind the fetched value the clients of a stampede get it. Contenders take turns within each round; ratios are medians
- * of the rounds' ratios. CPU time is what a busy machine disturbs least.
+ * behind the fetched value the clients of a stampede get it.
+ *
+ * Contenders take turns within each round; ratios are medians of the rounds' ratios. With two cores the load generator
+ * and the KV store have the first, Holdfast the second. CPU time is what a busy machine disturbs least, and that of the KV store tells
+ * how many requests one KV store can serve behind any number of sidecars.
  */
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { startPostgres } from '../src/embedded/postgres.ts';
-import { cpuMicros, type Load, measure } from './load.ts';
-import { type RunningProcess, startHoldfast, startKv, temporaryDirectory } from './processes.ts';
+import { median } from './bench.ts';
+import { cpuMicros, type Load, measure, pinProcess } from './load.ts';
+import { isInstalled, type RunningProcess, startHoldfast, startKv, temporaryDirectory } from './processes.ts';
+import { compareStampedes } from './stampede.ts';
 
 /** The reference client's, byte for byte: Holdfast knows its SHA1. */
 const RECOGNISED =
@@ -24,70 +28,82 @@ const KEY = 'v1/org/fleet/v1/git-data/repository/main/__rand_int__';
 const REQUESTS = 20_000;
 const PIPELINED_REQUESTS = 200_000;
 const TIMEOUT_MS = 120_000;
-const CLIENTS_EACH = 333;
-const FETCH_MS = 300;
 const LEASES = [{ pattern: 'v1/*', waitMs: 10_000, leaseMs: 30_000 }];
-const CLIENTS_FILE = join(fileURLToPath(new URL('.', import.meta.url)), 'lease-clients.ts');
 
 interface Contender {
   readonly port: number;
-  readonly load: Load;
+  readonly command: readonly string[];
 }
 
-type Pair = readonly [name: string, one: Contender, other: Contender];
+interface Pair {
+  readonly name: string;
+  readonly one: Contender;
+  readonly other: Contender;
+}
 
-interface Stampede {
-  readonly fetches: number;
-  readonly errors: number;
-  readonly behindMs: readonly number[];
+/** Requests per second, and CPU time per request in microseconds. */
+interface Result {
+  readonly rate: number;
+  readonly holdfast: number;
+  readonly kv: number;
+}
+
+interface Servers {
+  readonly kv: RunningProcess;
+  readonly sidecars: readonly RunningProcess[];
+  /** Of the load generator. */
+  readonly cores: string | undefined;
 }
 
 function redisCli(port: number, ...args: string[]): string {
   return execFileSync('redis-cli', ['-p', String(port), ...args], { encoding: 'utf8' }).trim();
 }
 
-function quantile(values: readonly number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))]!;
-}
-
-/** Requests per second, and the CPU time of all servers per request, in microseconds. */
-async function run({ port, load }: Contender, servers: readonly number[]): Promise<{ rate: number; cpu: number }> {
-  const spent = (): number => servers.reduce((sum, pid) => sum + cpuMicros(pid), 0);
-  const requests = load.pipeline === 1 ? REQUESTS : PIPELINED_REQUESTS;
+async function run({ port, command }: Contender, pipeline: number, { kv, sidecars, cores }: Servers): Promise<Result> {
+  const spent = (): readonly [number, number] => [
+    cpuMicros(kv.pid),
+    sidecars.reduce((sum, { pid }) => sum + cpuMicros(pid), 0),
+  ];
+  const requests = pipeline === 1 ? REQUESTS : PIPELINED_REQUESTS;
+  const load: Load = { command, clients: 50, pipeline, dataBytes: 3 };
   const before = spent();
-  const { requestsPerSecond } = await measure(port, load, requests, { timeoutMs: TIMEOUT_MS });
-  return { rate: requestsPerSecond, cpu: (spent() - before) / requests };
+  const { requestsPerSecond } = await measure(port, load, requests, { cores, timeoutMs: TIMEOUT_MS });
+  const after = spent();
+  return {
+    rate: requestsPerSecond,
+    kv: (after[0] - before[0]) / requests,
+    holdfast: (after[1] - before[1]) / requests,
+  };
 }
 
-/** One process of clients for each port; all start at once. */
-async function stampede(ports: readonly number[], key: string): Promise<Stampede> {
-  const processes = ports.map((port) => {
-    const args = [
-      '--import',
-      import.meta.resolve('tsx'),
-      CLIENTS_FILE,
-      ...[port, CLIENTS_EACH, key, FETCH_MS].map(String),
-    ];
-    const child = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'], timeout: TIMEOUT_MS });
-    return { child, lines: createInterface({ input: child.stdout })[Symbol.asyncIterator]() };
-  });
-  for (const { lines } of processes) await lines.next();
-  for (const { child } of processes) child.stdin.write('go\n');
-  const results = await Promise.all(
-    processes.map(async ({ lines }) => JSON.parse(String((await lines.next()).value)) as Stampede),
-  );
-  return {
-    fetches: results.reduce((sum, { fetches }) => sum + fetches, 0),
-    errors: results.reduce((sum, { errors }) => sum + errors, 0),
-    behindMs: results.flatMap(({ behindMs }) => behindMs),
-  };
+/** A line of the table. */
+async function compare(
+  { name, one, other }: Pair,
+  pipeline: number,
+  rounds: number,
+  servers: Servers,
+): Promise<string> {
+  // Code that has just been compiled is slow.
+  for (const each of [one, other]) await run(each, pipeline, servers);
+  const results: (readonly [Result, Result])[] = [];
+  for (let round = 0; round < rounds; round += 1) {
+    const [first, second] = round % 2 === 0 ? [one, other] : [other, one];
+    const pair = [await run(first, pipeline, servers), await run(second, pipeline, servers)] as const;
+    results.push(round % 2 === 0 ? pair : [pair[1], pair[0]]);
+  }
+  const ratios = results.map(([{ rate }, { rate: otherRate }]) => rate / otherRate);
+  const both = (figure: keyof Result, digits: number): string =>
+    [0, 1].map((side) => median(results.map((pair) => pair[side]![figure])).toFixed(digits)).join(' : ');
+  const spread = `${Math.min(...ratios).toFixed(2)}–${Math.max(...ratios).toFixed(2)}`;
+  const rates = both('rate', 0);
+  return `| P${pipeline} ${name} | ${median(ratios).toFixed(2)} | ${spread} | ${rates} | ${both('holdfast', 2)} | ${both('kv', 2)} |`;
 }
 
 export async function runLeasesBench(args: string[]): Promise<void> {
   const { values } = parseArgs({ args, options: { rounds: { type: 'string', default: '5' } } });
   const rounds = Number(values.rounds);
   const undo: (() => Promise<unknown>)[] = [];
+  const say = (line: string): void => void process.stdout.write(`${line}\n`);
   try {
     const kv = await startKv('redis-server');
     undo.push(() => kv.stop());
@@ -102,71 +118,38 @@ export async function runLeasesBench(args: string[]): Promise<void> {
       undo.push(() => sidecar.stop());
       sidecars.push(sidecar);
     }
-    const load = (pipeline: number, ...command: string[]): Load => ({ command, clients: 50, pipeline, dataBytes: 3 });
+    say(
+      '| stampede of 999 clients on 3 sidecars | fetches | errors | behind the value: p50 ms | p99 | last | last in all | CPU µs/client |',
+    );
+    say('|---|---|---|---|---|---|---|---|');
+    await compareStampedes(kv.port, sidecars, rounds, say);
+
+    const pinned = availableParallelism() > 1 && isInstalled('taskset');
+    if (pinned) {
+      pinProcess(kv.pid, '0');
+      for (const { pid } of [off, ...sidecars]) pinProcess(pid, '1');
+    }
+    const servers: Servers = { kv, sidecars: [off, ...sidecars], cores: pinned ? '0' : undefined };
     const sha = (script: string): string => redisCli(kv.port, 'SCRIPT', 'LOAD', script);
-    const [recognised, asItIs] = [sha(RECOGNISED), sha(AS_IT_IS)];
     // Every key is there: reads hit.
     redisCli(kv.port, 'EVAL', FILL, '0');
-    const through = off.port;
-    const pairs: Pair[] = [1, 16].flatMap((pipeline) => {
-      const native = load(pipeline, 'GETORSET', KEY, 'v');
-      const known = load(pipeline, 'EVALSHA', recognised, '1', KEY, 'v');
-      const script = load(pipeline, 'EVALSHA', asItIs, '1', KEY, 'v');
-      const get = load(pipeline, 'GET', KEY);
-      return [
-        [
-          `GETORSET : script, both through, P${pipeline}`,
-          { port: through, load: native },
-          { port: through, load: script },
-        ],
-        [
-          `recognised : script, both through, P${pipeline}`,
-          { port: through, load: known },
-          { port: through, load: script },
-        ],
-        [
-          `GETORSET through : script directly, P${pipeline}`,
-          { port: through, load: native },
-          { port: kv.port, load: script },
-        ],
-        [
-          `GET that hits, leases on : off, P${pipeline}`,
-          { port: sidecars[0]!.port, load: get },
-          { port: through, load: get },
-        ],
-      ] satisfies Pair[];
-    });
-    const servers = [kv, off, ...sidecars].map(({ pid }) => pid);
-    process.stdout.write(
-      '| | requests/s, ratio | rounds | CPU of KV store and Holdfast per request, µs |\n|---|---|---|---|\n',
-    );
-    for (const [name, one, other] of pairs) {
-      // Code that has just been compiled is slow.
-      for (const each of [one, other]) await run(each, servers);
-      const ratios: number[] = [];
-      const cpu: [number[], number[]] = [[], []];
-      for (let round = 0; round < rounds; round += 1) {
-        const order = round % 2 === 0 ? [one, other] : [other, one];
-        const results = [await run(order[0]!, servers), await run(order[1]!, servers)];
-        if (round % 2 === 1) results.reverse();
-        ratios.push(results[0]!.rate / results[1]!.rate);
-        cpu[0].push(results[0]!.cpu);
-        cpu[1].push(results[1]!.cpu);
-      }
-      const all = ratios.map((ratio) => ratio.toFixed(2)).join(' ');
-      const spent = cpu.map((values) => quantile(values, 0.5).toFixed(2)).join(' : ');
-      process.stdout.write(`| ${name} | ${quantile(ratios, 0.5).toFixed(2)} | ${all} | ${spent} |\n`);
-    }
-    process.stdout.write(
-      '\n| stampede of 999 clients | fetches | errors | p50 ms | p99 ms | last ms |\n|---|---|---|---|---|---|\n',
-    );
-    for (let round = 0; round < rounds; round += 1) {
-      const { fetches, errors, behindMs } = await stampede(
-        sidecars.map(({ port }) => port),
-        `v1/org/fleet/v1/git-data/stampede/${round}`,
-      );
-      const times = [0.5, 0.99, 1].map((share) => quantile(behindMs, share)).join(' | ');
-      process.stdout.write(`| ${round + 1} | ${fetches} | ${errors} | ${times} |\n`);
+    const through = (...command: string[]): Contender => ({ port: off.port, command });
+    const native = through('GETORSET', KEY, 'v');
+    const known = through('EVALSHA', sha(RECOGNISED), '1', KEY, 'v');
+    const script = through('EVALSHA', sha(AS_IT_IS), '1', KEY, 'v');
+    const directScript = { port: kv.port, command: script.command };
+    const get = through('GET', KEY);
+    const pairs: readonly Pair[] = [
+      { name: 'GETORSET : script, both through Holdfast', one: native, other: script },
+      { name: 'script recognised : not, both through Holdfast', one: known, other: script },
+      { name: 'GETORSET through Holdfast : script directly', one: native, other: directScript },
+      { name: 'GET : script, both through Holdfast', one: get, other: script },
+      { name: 'GET that hits, leases on : off', one: { ...get, port: sidecars[0]!.port }, other: get },
+    ];
+    say('\n| | ratio of rates | rounds | requests/s | Holdfast, CPU µs/request | KV store, CPU µs/request |');
+    say('|---|---|---|---|---|---|');
+    for (const pipeline of [1, 16]) {
+      for (const pair of pairs) say(await compare(pair, pipeline, rounds, servers));
     }
   } finally {
     for (const step of undo.reverse()) await step().catch(() => undefined);

@@ -1,6 +1,6 @@
 /** One measurement: `redis-benchmark` against one port, and what the process under test spent meanwhile. */
 import { execFile, execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 
 export interface Load {
   /** The command as `redis-benchmark` takes it; `__rand_int__` and `__data__` are filled in by it. */
@@ -20,15 +20,13 @@ export interface Measurement {
 }
 
 const KEYS = 100_000;
-let ticksPerSecond: number | undefined;
 
-/** User and system time that a process has used so far, in microseconds; resolution is a kernel tick (10 ms). */
+/** Time on a core that the threads of a process have had so far, in microseconds. */
 export function cpuMicros(pid: number): number {
-  ticksPerSecond ??= Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }));
-  const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-  // The second field is the executable's name in parentheses, which may hold blanks.
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return ((Number(fields[11]) + Number(fields[12])) * 1_000_000) / ticksPerSecond;
+  const tasks = `/proc/${pid}/task`;
+  const nanoseconds = (task: string): number =>
+    Number(readFileSync(`${tasks}/${task}/schedstat`, 'latin1').split(' ')[0]);
+  return readdirSync(tasks).reduce((sum, task) => sum + nanoseconds(task), 0) / 1000;
 }
 
 /** Binds every thread of a process to these cores, as `taskset` names them (`0`, `0-1`). */
