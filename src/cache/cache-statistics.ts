@@ -116,7 +116,11 @@ export class CacheStatistics {
     const latest = this.cells[this.latest];
     if (latest !== undefined && startsWith(buffer, start, end, latest.prefix!)) return this.latest;
     const prefixEnd = familyEnd(buffer, start, end);
-    if (prefixEnd > 0 && prefixEnd - start <= PREFIX_BYTES_MAX) return this.cellAt(buffer, start, prefixEnd);
+    if (prefixEnd > 0 && prefixEnd - start <= PREFIX_BYTES_MAX) {
+      const mark = this.cellAt(buffer, start, prefixEnd);
+      if (this.cells[mark]!.prefix !== undefined) this.latest = mark;
+      return mark;
+    }
     const pattern = this.firstMatch(buffer, start, end);
     return this.namedCell('', pattern === NOT_NAMED ? OTHER : this.patterns[pattern]!.text);
   }
