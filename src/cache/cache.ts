@@ -9,14 +9,8 @@ import {
   type Invalidations,
 } from './invalidations.ts';
 import { keyPattern } from './key-pattern.ts';
-import {
-  createLeases,
-  type LeaseCounters,
-  type LeaseLimits,
-  type LeaseRule,
-  type Leases,
-  noLeaseCounters,
-} from './leases.ts';
+import { type LeaseCounters, noLeaseCounters } from './lease-counters.ts';
+import { createLeases, type LeaseLimits, type LeaseRule, type Leases } from './leases.ts';
 
 export interface CacheOptions {
   readonly kv: KvAddress;

@@ -1,6 +1,9 @@
 /**
  * Invalidations of scopes, as events that are kept for a while: which scope, by whom, how many keys, how long it took.
- * What clients fetch for a scope at that moment is out of date too, so their leases end.
+ *
+ * What clients fetch for a scope when its invalidation begins is out of date too. Those keys are deleted first of all,
+ * which ends their leases: who reads them from then on fetches anew, and what was fetched before is not stored. Another
+ * sidecar may hear of it a moment later, so what it let be stored meanwhile is deleted at the end.
  */
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
@@ -35,11 +38,17 @@ export interface InvalidationReport {
 
 export interface Invalidations {
   report(): InvalidationReport;
-  /**
-   * `remove` removes the keys, and tells of each batch. Gives the number of keys. Rejects as `remove` does: what was
-   * removed until then stays so, and is in the event.
-   */
-  carryOut(request: InvalidationRequest, remove: (removed: (keys: number) => void) => Promise<void>): Promise<number>;
+  /** Gives the number of keys. Rejects as `removal` does: what was removed until then stays so, and is in the event. */
+  carryOut(request: InvalidationRequest, removal: Removal): Promise<number>;
+}
+
+/** What is done for an invalidation as the client that asked for it. `removed` is told of each batch. */
+export interface Removal {
+  remove(keys: readonly Buffer[], removed: (count: number) => void): Promise<void>;
+  /** All keys of the scope. */
+  removeAll(removed: (count: number) => void): Promise<void>;
+  /** Those of the keys that there are. */
+  stored(keys: readonly Buffer[]): Promise<readonly Buffer[]>;
 }
 
 export const INVALIDATIONS_KEPT = 100;
@@ -51,18 +60,19 @@ export function createInvalidations(leases: Leases | undefined, log: Logger): In
 
   return {
     report: () => ({ total, keysTotal, recent: [...recent] }),
-    async carryOut({ prefix, database, by }, remove) {
+    async carryOut({ prefix, database, by }, removal) {
       const startedAt = performance.now();
       const at = new Date().toISOString();
       let keys = 0;
       let error: string | undefined;
       try {
-        await remove((count) => {
-          // The first batch has shown that the session may delete there.
-          if (keys === 0 && count > 0) leases?.invalidated(database, prefix);
-          keys += count;
-        });
-        leases?.invalidated(database, prefix);
+        const count = (removed: number): void => {
+          keys += removed;
+        };
+        const fetched = (await leases?.fetched(database, prefix)) ?? [];
+        await removal.remove(fetched, count);
+        await removal.removeAll(count);
+        await removal.remove(await removal.stored(fetched), count);
       } catch (thrown) {
         error = messageOf(thrown);
         throw thrown;

@@ -8,7 +8,7 @@ import { FLIGHT_CONTROL_TEMPLATE, parseScopeTemplate } from '../scope/scope-temp
 import { ScopedSession } from '../scope/scoped-session.ts';
 import type { HoldfastSubcommand } from './holdfast-command.ts';
 import type { Exchange } from './interceptor.ts';
-import { type LedgeredStreams, removeScope } from './scope-keyspace.ts';
+import { type LedgeredStreams, removeKeys, removeScope, storedKeys } from './scope-keyspace.ts';
 
 const SYNTAX = 'SET orgId fleet templateVersion | GET | CLEAR | INVALIDATE orgId [fleet [templateVersion]]';
 
@@ -67,7 +67,11 @@ async function invalidate(
   const invalidated = createScope(template.prefixOf(values));
   const keys = await invalidations.carryOut(
     { prefix: invalidated.prefix, database, by: `user ${user}, client ${id}` },
-    (removed) => removeScope(exchange, invalidated, ledgered, database, removed),
+    {
+      remove: (fetched, removed) => removeKeys(exchange, fetched, database, removed),
+      removeAll: (removed) => removeScope(exchange, invalidated, ledgered, database, removed),
+      stored: (fetched) => storedKeys(exchange, fetched, database),
+    },
   );
   exchange.respond(encode.integer(keys));
 }

@@ -1,7 +1,7 @@
 /**
  * GET and MGET of keys that a lease pattern names: a miss is told to one client, the others wait for its value
- * (cache/leases.ts), across a restart of the KV store too. A hit costs no exchange. Reads inside MULTI, and by sessions that watch or track keys, are told
- * what the KV store says: there a later value would be a wrong one.
+ * (cache/leases.ts), across a restart of the KV store too. A hit costs no exchange. Reads inside MULTI, and by sessions
+ * that watch or track keys, are told what the KV store says: there a later value would be a wrong one.
  */
 import type { CacheStatistics } from '../cache/cache-statistics.ts';
 import { NOT_NAMED } from '../cache/cache-statistics.ts';
@@ -91,8 +91,8 @@ function deleteInterceptor({ leases, statistics }: LeaseParts): Interceptor {
       const named = exchange.args.slice(1).filter((key) => statistics.patternOf(key) !== NOT_NAMED);
       if (named.length === 0) return;
       exchange.onReply((frame) => {
-        if (frame[0] !== ERROR) leases.deleted(exchange.session.database, named);
-        return frame;
+        if (frame[0] === ERROR) return frame;
+        return leases.deleted(exchange.session.database, named).then(() => frame);
       });
     },
   };

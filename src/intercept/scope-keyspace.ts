@@ -59,27 +59,48 @@ export async function removeScope(
 ): Promise<void> {
   const { prefix } = scope;
   const pattern = everything(scope);
-  const unlink = async (keys: readonly Buffer[]): Promise<void> => {
-    for (let at = 0; at < keys.length; at += UNLINK_KEYS_MAX) {
-      const batch = keys.slice(at, at + UNLINK_KEYS_MAX);
-      const reply = readReply(await exchange.run([Buffer.from('UNLINK'), ...batch], database));
-      const failed = errorText(reply);
-      if (failed !== undefined) passOn(failed);
-      removed(Number(reply.bytes.toString()));
-    }
-  };
   const streams = streamsOf(scope, ledgered).filter((stream) => stream.database === database);
   let cursor = '0';
   do {
     const page = await scanPage(exchange, pattern, cursor, database);
     cursor = page.cursor;
-    await unlink(page.keys.filter((key) => key.subarray(0, prefix.length).equals(prefix)));
+    const own = page.keys.filter((key) => key.subarray(0, prefix.length).equals(prefix));
+    await removeKeys(exchange, own, database, removed);
   } while (cursor !== '0' && !exchange.session.closed);
-  await unlink(streams.filter((stream) => !stream.ended).map((stream) => stream.name));
+  const lost = streams.filter((stream) => !stream.ended).map((stream) => stream.name);
+  await removeKeys(exchange, lost, database, removed);
 }
 
 function streamsOf({ prefix }: Scope, ledgered: LedgeredStreams) {
   return [...ledgered()].filter(({ name }) => name.subarray(0, prefix.length).equals(prefix));
+}
+
+/** Removes these keys, and tells of each batch. */
+export async function removeKeys(
+  exchange: Exchange,
+  keys: readonly Buffer[],
+  database: number,
+  removed: (count: number) => void,
+): Promise<void> {
+  for (let at = 0; at < keys.length; at += UNLINK_KEYS_MAX) {
+    const batch = keys.slice(at, at + UNLINK_KEYS_MAX);
+    const reply = readReply(await exchange.run([Buffer.from('UNLINK'), ...batch], database));
+    const failed = errorText(reply);
+    if (failed !== undefined) passOn(failed);
+    removed(Number(reply.bytes.toString()));
+  }
+}
+
+/** Those of the keys that there are. */
+export async function storedKeys(exchange: Exchange, keys: readonly Buffer[], database: number): Promise<Buffer[]> {
+  const stored: Buffer[] = [];
+  for (const key of keys) {
+    const reply = readReply(await exchange.run([Buffer.from('EXISTS'), key], database));
+    const failed = errorText(reply);
+    if (failed !== undefined) passOn(failed);
+    if (reply.bytes.toString() === '1') stored.push(key);
+  }
+  return stored;
 }
 
 function everything(scope: Scope): Buffer {

@@ -2,7 +2,7 @@
 import { Counter, type Registry } from 'prom-client';
 import type { Cache, CacheSnapshot } from '../cache/cache.ts';
 import type { CacheCounters, CacheReport } from '../cache/cache-statistics.ts';
-import { type LeaseCounters, noLeaseCounters } from '../cache/leases.ts';
+import { type LeaseCounters, noLeaseCounters } from '../cache/lease-counters.ts';
 import { type Figure, figuresNamed } from './metrics.ts';
 
 const BY_FAMILY: readonly (readonly [keyof CacheCounters, string, string])[] = [

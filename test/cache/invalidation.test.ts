@@ -55,6 +55,61 @@ it.each(kvKinds)('ends the leases of an invalidated scope on %s, on other sideca
   await eventually('the holder has lost it', () => one.cache.leases!.counters.voided === 1);
 });
 
+it.each(kvKinds)('leaves nothing that was fetched before it began, on %s', async (kind) => {
+  const kv = await startKv(kind);
+  const [one, two] = [await startCacheSidecar({ kvPort: kv.port }), await startCacheSidecar({ kvPort: kv.port })];
+  const direct = await rawClient(kv.port);
+  const client = await two.client();
+  const [key, late] = ['v1/o/f/t1/git-data/x', 'v1/o/f/t1/git-data/late'];
+  const holder = await one.client();
+  for (const each of [key, late]) expect(replyValue(await holder.send('GET', each))).toBeNull();
+  const next = (await two.client()).send('GET', key);
+  await eventually('it waits', () => two.cache.leases!.counters.waiting === 1);
+
+  const remove = async (keys: readonly Buffer[], removed: (count: number) => void): Promise<void> => {
+    if (keys.length > 0) removed(Number(replyValue(await client.send('UNLINK', ...keys))));
+  };
+  const keys = await two.cache.invalidations.carryOut(
+    { prefix: Buffer.from('v1/o/f/t1/'), database: 0, by: 'a test' },
+    {
+      remove,
+      async removeAll() {
+        // Nothing is removed yet, but what was being fetched is out of date already.
+        expect(replyValue(await next)).toBeNull();
+        await eventually('the holder has lost both', () => one.cache.leases!.counters.voided === 2);
+        expect(replyValue(await holder.send('GETORSET', late, 'stale'))).toBe('stale');
+        expect(replyValue(await direct.send('EXISTS', late))).toBe(0);
+        // As a sidecar does that has not heard of it.
+        await direct.send('SET', late, 'stale');
+      },
+      stored: async (fetched) => {
+        const there = await Promise.all(fetched.map((each) => direct.send('EXISTS', each)));
+        return fetched.filter((_, i) => replyValue(there[i]!) === 1);
+      },
+    },
+  );
+  expect(keys).toBe(1);
+  expect(replyValue(await direct.send('EXISTS', late))).toBe(0);
+});
+
+it.each(kvKinds)('ends the leases of a scope in which nothing is stored yet, on %s', async (kind) => {
+  const kv = await startKv(kind);
+  const [one, two] = [await startCacheSidecar({ kvPort: kv.port }), await startCacheSidecar({ kvPort: kv.port })];
+  const [key, other] = ['v1/o/f/t1/git-data/x', 'v1/o/f/t2/git-data/x'];
+  const holder = await one.client();
+  for (const each of [key, other]) expect(replyValue(await holder.send('GET', each))).toBeNull();
+  expect(Number(replyValue(await (await two.client()).send('HOLDFAST', 'SCOPE', 'INVALIDATE', 'o', 'f', 't1')))).toBe(
+    0,
+  );
+  await eventually('the holder has lost it', () => one.cache.leases!.counters.voided === 1);
+  expect(replyValue(await holder.send('GETORSET', key, 'stale'))).toBe('stale');
+  const direct = await rawClient(kv.port);
+  expect(replyValue(await direct.send('EXISTS', key))).toBe(0);
+  // The scope beside it has kept its lease.
+  expect(replyValue(await holder.send('GETORSET', other, 'v'))).toBe('v');
+  expect(replyValue(await direct.send('EXISTS', other))).toBe(1);
+});
+
 it('counts what was removed before an invalidation failed', async () => {
   const kv = await startKv(kvKinds[0]!);
   const sidecar = await startCacheSidecar({ kvPort: kv.port });

@@ -13,9 +13,10 @@ it('shows the cache by scope and family in metrics, INFO and status', async () =
   cache.statistics.count(mark, 'saved', 7);
   await cache.invalidations.carryOut(
     { prefix: Buffer.from('v1/o/f/t/'), database: 0, by: 'user u, client 1' },
-    (removed) => {
-      removed(5);
-      return Promise.resolve();
+    {
+      remove: async () => undefined,
+      removeAll: async (removed) => removed(5),
+      stored: async () => [],
     },
   );
   const registry = createMetrics();
