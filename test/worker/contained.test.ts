@@ -31,7 +31,7 @@ test('whatever a handler does in its thread is an outcome of its own entry, and 
     [...names, 'fine', 'returns', 'returns much', 'in-process'].map((task) => ({ task })),
   );
   const worker = await runWorker(app, { kv: kv.url, module, http: '127.0.0.1:0' });
-  await until('all settled', () => drained(redis, 'events'), 60_000);
+  await until('all settled', () => drained(redis, 'events'), 100_000);
   const letters = await deadLettersOf(redis, 'events');
   expect(letters.map((letter) => letter.task).sort()).toEqual([...names].sort());
   for (const letter of letters) {
@@ -49,7 +49,7 @@ test('whatever a handler does in its thread is an outcome of its own entry, and 
   expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="memory"\} 2/);
   expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="exit"\} 2/);
   expect(worker.health()).toMatchObject({ healthy: true, running: 0, stuck: 0, held: 0 });
-}, 90_000);
+}, 130_000);
 
 test('a handler module that cannot be loaded in a thread keeps the worker from starting, and says which', async () => {
   const kv = await startKv(kvKinds[0]!);

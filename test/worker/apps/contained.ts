@@ -6,7 +6,8 @@ export default defineApp({
   streams: 'events',
   threads: 2,
   threadMemoryMb: 48,
-  timeoutMs: 4000,
+  // How long a heap takes to fill, and a thread to end, is the machine's matter.
+  timeoutMs: 30_000,
   graceMs: 150,
   retry: { attempts: 2, baseMs: 20 },
   handlers: {
@@ -26,8 +27,6 @@ export default defineApp({
       },
     },
     leaks: {
-      // How long a heap takes to fill is the machine's matter.
-      timeoutMs: 30_000,
       handle() {
         const kept: unknown[] = [];
         for (;;) kept.push(new Array(1000).fill(kept.length));
