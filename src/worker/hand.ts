@@ -8,7 +8,7 @@
 import { fieldsOf } from './dead-letters.ts';
 import type { Dispatcher } from './dispatcher.ts';
 import type { Delivery } from './group.ts';
-import type { Held } from './held.ts';
+import type { Held, HeldState } from './held.ts';
 import type { KeyOrder } from './key-order.ts';
 import { traceFields } from './trace.ts';
 
@@ -16,6 +16,10 @@ export interface Hand {
   readonly size: number;
   /** Entries that want a slot, not counting those that wait for their key. */
   readonly queued: number;
+  /** `performance.now()` since when some do, if any. */
+  readonly queuedSince: number;
+  /** One of an ordered stream waits for its backoff, and with it those behind it. */
+  readonly resting: boolean;
   has(id: string): boolean;
   get(id: string): Held | undefined;
   /** As of now: what is let go meanwhile stays in it. */
@@ -27,6 +31,8 @@ export interface Hand {
   queue(entry: Held): void;
   start(entry: Held): void;
   settle(entry: Held): void;
+  /** Lets it keep its place until it is queued again. */
+  rest(entry: Held): void;
   /** Takes back one that waits for its slot. Gives the entry to settle in its place. */
   withdraw(entry: Held): Held;
   letGo(entry: Held): void;
@@ -42,16 +48,24 @@ export function createHand(options: {
   const { stream, order, dispatcher } = options;
   const held = new Map<string, Held>();
   let queued = 0;
+  let queuedSince = performance.now();
+  let resting = 0;
 
   function setQueued(entry: Held, value: boolean): void {
     if (entry.queued === value) return;
     entry.queued = value;
+    if (value && queued === 0) queuedSince = performance.now();
     queued += value ? 1 : -1;
   }
+  function setState(entry: Held, state: HeldState): void {
+    if (entry.state === 'resting') resting -= 1;
+    if (state === 'resting') resting += 1;
+    entry.state = state;
+    setQueued(entry, state === 'waiting');
+  }
   function queue(entry: Held): void {
-    entry.state = 'waiting';
+    setState(entry, 'waiting');
     entry.waitingSince = performance.now();
-    setQueued(entry, true);
     dispatcher().add(entry);
   }
 
@@ -61,6 +75,12 @@ export function createHand(options: {
     },
     get queued() {
       return queued;
+    },
+    get queuedSince() {
+      return queuedSince;
+    },
+    get resting() {
+      return resting > 0;
     },
     has: (id) => held.has(id),
     get: (id) => held.get(id),
@@ -98,26 +118,19 @@ export function createHand(options: {
       else setQueued(entry, false);
     },
     queue,
-    start(entry) {
-      entry.state = 'running';
-      setQueued(entry, false);
-    },
-    settle(entry) {
-      entry.state = 'settling';
-      setQueued(entry, false);
-    },
+    start: (entry) => setState(entry, 'running'),
+    settle: (entry) => setState(entry, 'settling'),
+    rest: (entry) => setState(entry, 'resting'),
     withdraw(entry) {
-      setQueued(entry, false);
       // The dispatcher skips what is gone, so its copy in the queue must be another one than the entry that settles.
-      const settling: Held = { ...entry, state: 'settling' };
-      entry.state = 'gone';
+      const settling: Held = { ...entry, state: 'settling', queued: false };
+      setState(entry, 'gone');
       held.set(entry.id, settling);
       return settling;
     },
     letGo(entry) {
       if (entry.state === 'gone') return;
-      setQueued(entry, false);
-      entry.state = 'gone';
+      setState(entry, 'gone');
       held.delete(entry.id);
       const next = order?.leave(entry);
       if (next !== undefined) queue(next);

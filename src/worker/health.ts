@@ -2,8 +2,8 @@
  * Liveness that means something: a worker is alive when it gets on with its work, not when it answers.
  *
  * It fails when the KV store has not answered for `stallAfterMs`; when it has room and could not read for that long; when
- * handlers that ignore their signal hold every slot; and when there is backlog, nothing runs, and nothing has come to an
- * end for that long.
+ * handlers that ignore their signal hold every slot; and when something waits to be handled, nothing runs, and nothing has
+ * come to an end for that long. What waits for its backoff does not wait to be handled.
  */
 import type { ConsumerState } from './stream-consumer.ts';
 
@@ -45,10 +45,11 @@ export function judgeHealth(facts: HealthFacts): HealthReport {
   if (facts.free === 0 && facts.running === 0 && facts.stuck > 0) {
     reasons.push(`all slots are held by ${facts.stuck} handlers that ignore their signal`);
   }
-  if (backlog + held > 0 && facts.running === 0 && stalled(facts.lastOutcomeAt)) {
-    reasons.push(
-      `${backlog + held} entries wait, nothing runs, and nothing has ended for ${seconds(facts.lastOutcomeAt)}`,
-    );
+  const waiting = streams.map(waitingIn).filter(({ entries }) => entries > 0);
+  const since = Math.max(facts.lastOutcomeAt, Math.min(...waiting.map((each) => each.since)));
+  if (waiting.length > 0 && facts.running === 0 && stalled(since)) {
+    const entries = waiting.reduce((sum, each) => sum + each.entries, 0);
+    reasons.push(`${entries} entries wait, nothing runs, and nothing has ended for ${seconds(since)}`);
   }
   return {
     healthy: reasons.length === 0,
@@ -59,4 +60,14 @@ export function judgeHealth(facts: HealthFacts): HealthReport {
     backlog,
     secondsSinceOutcome: Math.round((now - facts.lastOutcomeAt) / 1000),
   };
+}
+
+/** Entries that could be handled now, and since when there are some. */
+function waitingIn({ standby, resting, queued, queuedSince, figures }: ConsumerState): {
+  readonly entries: number;
+  readonly since: number;
+} {
+  const lag = standby || resting ? 0 : (figures.lag ?? 0);
+  const sinces = [...(queued > 0 ? [queuedSince] : []), ...(lag > 0 ? [figures.laggingSince] : [])];
+  return { entries: queued + lag, since: Math.min(...sinces) };
 }

@@ -118,7 +118,7 @@ export function createSettlement(options: SettlementOptions): Settlement {
   function retryInPlace(entry: Held, delayMs: number): void {
     entry.failures = [];
     entry.step = 0;
-    entry.state = 'resting';
+    hand.rest(entry);
     setTimeout(() => {
       if (entry.state === 'resting' && !stopping) hand.queue(entry);
     }, delayMs).unref();

@@ -50,10 +50,15 @@ export interface ConsumerState {
   readonly stream: string;
   /** Standing by while another worker is active on an ordered stream. */
   readonly standby: boolean;
-  /** Wants to read, and when it last could (`performance.now()`). */
+  /** Wants to read, and when it last could or did not want to (`performance.now()`). */
   readonly hungry: boolean;
   readonly lastReadAt: number;
   readonly held: number;
+  /** Entries in hand that want a slot, and since when there are any. */
+  readonly queued: number;
+  readonly queuedSince: number;
+  /** An ordered entry waits for its backoff, which may hold up the stream. */
+  readonly resting: boolean;
   readonly figures: StreamFigures;
 }
 
@@ -169,6 +174,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         continue;
       }
       if (room() <= 0) {
+        lastReadAt = performance.now();
         await roomBell.wait(DUE_POLL_MS);
         continue;
       }
@@ -318,6 +324,9 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         hungry: isActive() && room() > 0,
         lastReadAt,
         held: hand.size,
+        queued: hand.queued,
+        queuedSince: hand.queuedSince,
+        resting: hand.resting,
         figures: watch.figures,
       };
     },

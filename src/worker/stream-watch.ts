@@ -24,6 +24,8 @@ const DELETE_BATCH = 1000;
 export interface StreamFigures {
   /** Entries that the group has not been given yet; `undefined` where the server cannot tell. */
   readonly lag: number | undefined;
+  /** `performance.now()` of the first look since when there were some at every look, if there are any. */
+  readonly laggingSince: number;
   readonly pending: number;
   /** Other workers read this stream. */
   readonly othersPresent: boolean;
@@ -51,8 +53,9 @@ export function createStreamWatch(options: {
   const labels = { stream };
   const deadLetters = app.deadLetterStream(stream);
   const retryConsumer = retryConsumerOf(group.name);
-  let figures: StreamFigures = { lag: 0, pending: 0, othersPresent: false, at: performance.now() };
-  let tidiedAt = performance.now();
+  const begunAt = performance.now();
+  let figures: StreamFigures = { lag: 0, laggingSince: begunAt, pending: 0, othersPresent: false, at: begunAt };
+  let tidiedAt = begunAt;
   let trimmedTo = '0-0';
   /** Acknowledged here and, as far as known, still in the stream. */
   let above: string[] = [];
@@ -103,7 +106,9 @@ export function createStreamWatch(options: {
     if (info.lag !== undefined) metrics.queueDepth.set(labels, info.lag);
     metrics.oldestAgeSeconds.set(labels, (await oldestAgeMs(info)) / 1000);
     metrics.deadLetters.set(labels, Number(await commands.call('XLEN', deadLetters)));
-    figures = { lag: info.lag, pending: info.pending, othersPresent, at: performance.now() };
+    const at = performance.now();
+    const laggingSince = (figures.lag ?? 0) > 0 ? figures.laggingSince : at;
+    figures = { lag: info.lag, laggingSince, pending: info.pending, othersPresent, at };
   }
 
   return {

@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { defineApp } from '../../src/worker/app.ts';
-import { kvKinds, startKv } from '../support/servers.ts';
-import { addAll, client, drained, runWorker, until } from './worker-harness.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import fragile from './apps/fragile.ts';
+import { addAll, client, drained, pendingOf, runWorker, until } from './worker-harness.ts';
 
 const kind = kvKinds[0]!;
 
@@ -246,6 +247,88 @@ describe('health', () => {
     const redis = client(kv.url);
     await addAll(redis, 'events', [{ n: '1' }]);
     await until('works again', () => drained(redis, 'events'));
+  });
+
+  test('fails when there is backlog and no progress, as without a thread that starts, and recovers with the threads', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const module = new URL('./apps/fragile.ts', import.meta.url).href;
+    const worker = await runWorker(fragile, { kv: kv.url, module, stallAfterMs: 4000 });
+    process.env.FRAGILE = '1';
+    try {
+      await addAll(redis, 'events', Array(3).fill({ n: '1' }));
+      await until('unhealthy', () => worker.health().reasons.some((reason) => reason.includes('entries wait')), 30_000);
+    } finally {
+      delete process.env.FRAGILE;
+    }
+    await until('all done', () => drained(redis, 'events'), 60_000);
+    await until('healthy', () => worker.health().healthy);
+  }, 120_000);
+
+  test('is no matter of work that comes after a long rest', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    let done = false;
+    const app = defineApp({
+      streams: 'events',
+      concurrency: 1,
+      handlers: {
+        any: {
+          run: 'in-process',
+          async handle() {
+            await sleep(4500);
+            done = true;
+          },
+        },
+      },
+    });
+    const { url: database } = await startTestPostgres();
+    const worker = await runWorker(app, { kv: kv.url, database, stallAfterMs: 4000 });
+    await sleep(4500);
+    const reasons = new Set<string>();
+    const look = (): void => {
+      for (const reason of worker.health().reasons) if (!reason.includes('has not answered')) reasons.add(reason);
+    };
+    await addAll(redis, 'events', [{ n: '1' }]);
+    // While it is looked up, while it runs, and while the first read after it waits.
+    await until('done', async () => {
+      for (let i = 0; i < 50; i += 1) {
+        look();
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      return done;
+    });
+    for (let i = 0; i < 50; i += 1) {
+      look();
+      await sleep(10);
+    }
+    expect([...reasons]).toEqual([]);
+  });
+
+  test('is no matter of an ordered entry that waits for its backoff', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const app = defineApp({
+      streams: 'events',
+      orderBy: () => 'one',
+      retry: { baseMs: 60_000 },
+      handlers: {
+        any: {
+          run: 'in-process',
+          handle() {
+            throw new Error('later');
+          },
+        },
+      },
+    });
+    await addAll(redis, 'events', Array(3).fill({ n: '1' }));
+    const worker = await runWorker(app, { kv: kv.url, stallAfterMs: 4000 });
+    await until('it failed', async () => (await pendingOf(redis, 'events')).some((entry) => entry.deliveries === 2));
+    const failedAt = performance.now();
+    while (performance.now() < failedAt + 5500) {
+      await sleep(50);
+      expect(worker.health().reasons.filter((reason) => !reason.includes('has not answered'))).toEqual([]);
+    }
   });
 
   test('is no matter of a long handler within its time', async () => {
