@@ -73,12 +73,12 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
     log.error({ error: messageOf(error) }, 'a worker thread failed with no entry in hand');
   });
 
-  const check = async (): Promise<void> => {
-    const failure = (await pool.run(undefined)) as HandlerFailure | undefined;
+  const check = async (signal?: AbortSignal): Promise<void> => {
+    const failure = (await pool.run(undefined, signal === undefined ? {} : { signal })) as HandlerFailure | undefined;
     if (failure !== undefined) throw new HoldfastError('CONFIG', failure.message);
   };
   try {
-    await Promise.all(Array.from({ length: app.threads }, check));
+    await Promise.all(Array.from({ length: app.threads }, () => check()));
   } catch (error) {
     channel.close();
     await pool.destroy();
@@ -107,19 +107,26 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
     loaded.add(id);
     recount();
   });
-  // Piscina stops replacing threads once one has died while it started. Asking for one more call makes it try again.
-  let probing = false;
-  const probe = setInterval(() => {
+  // Piscina stops replacing threads once one has died while it started, and leaves a call that waited for it waiting.
+  // A new call makes it try again.
+  let probe: AbortController | undefined;
+  const probing = setInterval(() => {
     recount();
-    if (ready >= app.threads || probing) return;
-    probing = true;
-    check()
-      .catch((error: unknown) => log.error({ error: messageOf(error) }, 'a worker thread could not be replaced'))
+    if (ready >= app.threads) return;
+    if (probe !== undefined) {
+      if (pool.threads.length < app.threads) probe.abort(new Error('it ended while it started'));
+      return;
+    }
+    probe = new AbortController();
+    check(probe.signal)
+      .catch((error: unknown) => {
+        if (!closing) log.error({ error: messageOf(causeOf(error)) }, 'a worker thread could not be replaced');
+      })
       .finally(() => {
-        probing = false;
+        probe = undefined;
       });
   }, PROBE_MS);
-  probe.unref();
+  probing.unref();
 
   let tokens = 0;
   return {
@@ -151,7 +158,7 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
     },
     async close() {
       closing = true;
-      clearInterval(probe);
+      clearInterval(probing);
       channel.close();
       await pool.destroy();
     },
@@ -175,6 +182,11 @@ function causeOfDeath(error: unknown): ThreadDeath {
   if (!(error instanceof Error)) return 'error';
   if ('code' in error && error.code === 'ERR_WORKER_OUT_OF_MEMORY') return 'memory';
   return error.message.startsWith('worker exited') ? 'exit' : 'error';
+}
+
+/** Of an abort, its reason. */
+function causeOf(error: unknown): unknown {
+  return error instanceof Error && error.cause !== undefined ? error.cause : error;
 }
 
 function isNotClonable(error: unknown): boolean {
