@@ -232,7 +232,7 @@ export function select(session: Session, request: Request): void {
     return;
   }
   exclusively(session, async () => {
-    const reply = await ask(session, Pin.blocking, request.args, true);
+    const reply = await ask(session, Pin.passing, request.args, true);
     if (reply[0] === MINUS) {
       session.answer(reply);
       return;
@@ -253,22 +253,32 @@ export function resetSession(session: Session): void {
   const silent = session.replyMode === 'skip';
   session.hold(Hold.request);
   session.whenQuiet(() => {
-    if (session.transaction !== undefined) for (const member of session.transaction.members) member.discard();
-    session.transaction = undefined;
-    session.watchLost = false;
-    failWaiting(session, LOST);
-    session.subscriptions.clear();
-    session.setup.clear();
-    session.laneDirty = session.laneDirty || (session.pins & ~Pin.pooling) !== 0;
-    session.pins &= Pin.pooling;
-    session.replyMode = 'on';
-    session.name = '';
-    changeLanes(session, () => {
-      session.become(session.context.identities?.ofListener(session.listener), undefined);
-      session.database = 0;
-      session.protocol = 2;
-    });
-    if (!silent) session.answer(encode.simple('RESET'));
-    session.lift(Hold.request);
+    const reset = (): void => {
+      forgetAll(session);
+      if (!silent) session.answer(encode.simple('RESET'));
+      session.lift(Hold.request);
+    };
+    // Its lane is closed: the server would still count its subscriptions for those who ask at once.
+    if (session.pins & Pin.subscribed && session.dedicated)
+      session.sendIgnored(['RESET'], () => session.whenQuiet(reset));
+    else reset();
+  });
+}
+
+function forgetAll(session: Session): void {
+  if (session.transaction !== undefined) for (const member of session.transaction.members) member.discard();
+  session.transaction = undefined;
+  session.watchLost = false;
+  failWaiting(session, LOST);
+  session.subscriptions.clear();
+  session.setup.clear();
+  session.laneDirty = session.laneDirty || (session.pins & ~Pin.pooling) !== 0;
+  session.pins &= Pin.pooling;
+  session.replyMode = 'on';
+  session.name = '';
+  changeLanes(session, () => {
+    session.become(session.context.identities?.ofListener(session.listener), undefined);
+    session.database = 0;
+    session.protocol = 2;
   });
 }

@@ -70,6 +70,8 @@ export const Pin = {
   raw: 64,
   streaming: 128,
   redirectTarget: 256,
+  /** Until nothing is in flight: what is under way changes its connection, and does not block. */
+  passing: 512,
 } as const;
 
 export const LOST_TEXT =

@@ -382,7 +382,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   private quiet(): void {
     const { leaving } = this;
-    this.pins &= ~Pin.blocking;
+    this.pins &= ~(Pin.blocking | Pin.passing);
     if (this.closed) return;
     if (leaving) {
       // The server closed behind the last reply it gave; what waited behind that is not asked any more.
@@ -458,10 +458,12 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /** Sends a last reply in its turn and ends the connection. */
   endWith(reply: Buffer | undefined): void {
     this.hold(Hold.ending);
-    this.whenQuiet(() => {
+    const end = (): void => {
       if (reply !== undefined) this.output.write(reply);
       this.output.finish();
-    });
+    };
+    // A message that the client published itself follows in the same read.
+    this.whenQuiet(() => (this.pins & Pin.subscribed ? setImmediate(end) : end()));
   }
 
   /**
@@ -489,7 +491,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if (this.holds === 0 || this.closed) return;
     const taken = this.commandsTotal;
     this.blockedTimer = setTimeout(() => {
-      if (this.commandsTotal === taken) this.finishBlocked();
+      if (this.commandsTotal === taken && this.pins & Pin.blocking) this.finishBlocked();
       this.watchBlocked();
     }, LINGER_MS);
   }

@@ -142,6 +142,34 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
       expect(replyValue(await pushing.send('LPOP', 'abandoned'))).toBe('kept');
     });
 
+    it('forgets its subscriptions with RESET, at once for everybody', async () => {
+      const one = await client();
+      const requests = [
+        ['SUBSCRIBE', 'reset:1', 'reset:2'],
+        ['RESET'],
+        ['PUBLISH', 'reset:1', 'x'],
+        ['PUBSUB', 'NUMSUB', 'reset:2'],
+      ];
+      for (let round = 0; round < 50; round += 1) {
+        one.socket.write(Buffer.concat(requests.map((args) => request(args))));
+        await one.next();
+        await one.next();
+        expect(replyValue(await one.next())).toBe('RESET');
+        expect(replyValue(await one.next())).toBe(0);
+        expect(replyValue(await one.next())).toEqual(['reset:2', 0]);
+      }
+    });
+
+    it('gives a message that a client publishes to itself before the error that ends it', async () => {
+      for (let round = 0; round < 20; round += 1) {
+        const text = (
+          await exchangeBytes(port, ['HELLO 3', 'SUBSCRIBE own', 'PUBLISH own x', '*1', 'x', ''].join('\r\n'))
+        ).toString();
+        expect(text.indexOf('$7\r\nmessage')).toBeGreaterThan(0);
+        expect(text.indexOf('-ERR Protocol error')).toBeGreaterThan(text.indexOf('$7\r\nmessage'));
+      }
+    });
+
     it('leaves no transaction behind when a client vanishes inside one', async () => {
       const first = await client();
       await first.send('MULTI');
