@@ -11,7 +11,7 @@ import { readCommandDocs } from './command-generator.ts';
 import { runCrossTalk } from './cross-talk.ts';
 import { describeMismatch, fuzzFrames } from './differential.ts';
 import { footprint, runLifecycles } from './lifecycles.ts';
-import { idleClients, stalledReader } from './memory.ts';
+import { idleClients, openAtOnce, stalledReader } from './memory.ts';
 import { fuzzScanner } from './scanner-frames.ts';
 import { runIsolation } from './scope-isolation.ts';
 import { MUTATIONS, runMutation } from './scope-mutations.ts';
@@ -24,6 +24,7 @@ const USAGE = `usage: npm run fuzz -- [options]; each part runs when it is asked
   --cross-talk S    seconds of clients that verify that each reply is their own
   --clients N       how many of those (default: 200)
   --lifecycles N    connections that come and vanish in every state
+  --open N          connections that open all at once, each with a PING
   --idle N          idle clients, and what they cost
   --stall           a reader that stalls with 1 GB owed to it
   --seed S          (default: from the clock)
@@ -51,6 +52,7 @@ async function main(): Promise<number> {
       'cross-talk': { type: 'string' },
       clients: { type: 'string', default: '200' },
       lifecycles: { type: 'string' },
+      open: { type: 'string' },
       idle: { type: 'string' },
       stall: { type: 'boolean', default: false },
       scope: { type: 'string' },
@@ -97,6 +99,12 @@ async function main(): Promise<number> {
       settle(report.violations.length === 0);
     }
     if (values.lifecycles !== undefined) settle(await lifecycles(twins, seed, Number(values.lifecycles)));
+    if (values.open !== undefined) {
+      const clients = Number(values.open);
+      const { answered, milliseconds } = await openAtOnce(twins.throughPort, clients);
+      say(`${clients} connections opened at once: ${answered} answered in ${Math.round(milliseconds)} ms`);
+      settle(answered === clients);
+    }
     if (values.idle !== undefined) {
       const cost = await idleClients(twins.throughPort, twins.front.pid, Number(values.idle));
       say(

@@ -50,6 +50,25 @@ export async function idleClients(port: number, pid: number, clients: number): P
   }
 }
 
+/** Opens `clients` connections at once, each with a PING in its first packet; gives how many were answered. */
+export async function openAtOnce(port: number, clients: number): Promise<{ answered: number; milliseconds: number }> {
+  const startedAt = performance.now();
+  const sockets: Socket[] = [];
+  try {
+    const answers = await Promise.allSettled(
+      Array.from({ length: clients }, async () => {
+        const socket = await connected(port);
+        sockets.push(socket);
+        await answer(socket, request(['PING']));
+      }),
+    );
+    const answered = answers.filter(({ status }) => status === 'fulfilled').length;
+    return { answered, milliseconds: performance.now() - startedAt };
+  } finally {
+    for (const socket of sockets) socket.destroy();
+  }
+}
+
 export interface StallCost {
   readonly beforeBytes: number;
   readonly peakBytes: number;
