@@ -103,16 +103,31 @@ export class CacheStatistics {
     clearInterval(this.timer);
   }
 
-  /** The cell of a key that some pattern names, else `NOT_NAMED`. */
+  /** The cell of a key that some pattern names, else `NOT_NAMED`. The key is what stands behind the scope's prefix. */
   mark(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | undefined): number {
-    if (scopePrefix === undefined) return this.markOf(buffer, start, end, '');
+    if (scopePrefix === undefined) return this.named(buffer, start, end, '');
     const whole = joined(scopePrefix, buffer, start, end);
-    return this.markOf(whole, 0, whole.length, scopePrefix);
+    return this.named(whole, 0, whole.length, scopePrefix);
   }
 
-  /** The cell of a key, whether or not a pattern names it. */
-  anyMark(buffer: Buffer, start = 0, end = buffer.length, scopePrefix?: Buffer): number {
-    if (scopePrefix !== undefined) return this.anyMark(joined(scopePrefix, buffer, start, end));
+  /** As `mark`, of a key that begins with the scope's prefix. */
+  markOf(key: Buffer, scopePrefix: Buffer | undefined): number {
+    return this.named(key, 0, key.length, scopePrefix ?? '');
+  }
+
+  /** As `mark`, whether or not a pattern names the key. */
+  anyMark(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | undefined): number {
+    if (scopePrefix === undefined) return this.any(buffer, start, end, '');
+    const whole = joined(scopePrefix, buffer, start, end);
+    return this.any(whole, 0, whole.length, scopePrefix);
+  }
+
+  /** As `markOf`, whether or not a pattern names the key. */
+  anyMarkOf(key: Buffer, scopePrefix: Buffer | undefined): number {
+    return this.any(key, 0, key.length, scopePrefix ?? '');
+  }
+
+  private any(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | ''): number {
     const latest = this.cells[this.latest];
     if (latest !== undefined && startsWith(buffer, start, end, latest.prefix!)) return this.latest;
     const prefixEnd = familyEnd(buffer, start, end);
@@ -122,7 +137,8 @@ export class CacheStatistics {
       return mark;
     }
     const pattern = this.firstMatch(buffer, start, end);
-    return this.namedCell('', pattern === NOT_NAMED ? OTHER : this.patterns[pattern]!.text);
+    const family = pattern === NOT_NAMED ? OTHER : this.patterns[pattern]!.text;
+    return this.namedCell(scopePrefix.toString(), family);
   }
 
   /** Which pattern names a key; `NOT_NAMED` for none. */
@@ -208,7 +224,7 @@ export class CacheStatistics {
     else this.byPrefix.set(hash, rest);
   }
 
-  private markOf(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | ''): number {
+  private named(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | ''): number {
     const latest = this.cells[this.latest];
     if (latest?.prefix !== undefined && latest.pattern !== undefined && startsWith(buffer, start, end, latest.prefix)) {
       return latest.pattern === NOT_NAMED ? NOT_NAMED : this.latest;

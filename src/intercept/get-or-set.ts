@@ -12,6 +12,7 @@ import type { LeaseRule, Leases } from '../cache/leases.ts';
 import { bulk, error } from '../resp/encode.ts';
 import { isNullFrame } from '../resp/reply.ts';
 import { EXCHANGE, type Exchange, type Glance, type Interceptor, PLAIN } from './interceptor.ts';
+import { prefixOf } from './scope.ts';
 
 export interface GetOrSetParts {
   readonly statistics: CacheStatistics;
@@ -150,7 +151,7 @@ function perform(parts: GetOrSetParts, exchange: Exchange, wanted: GetOrSet): vo
     return;
   }
   const rule = rules[statistics.patternOf(key)];
-  const mark = statistics.anyMark(key);
+  const mark = statistics.anyMarkOf(key, prefixOf(exchange, key));
   exchange.args = [GET, key];
   exchange.onReply(async (frame) => {
     let reply = frame;
@@ -182,7 +183,7 @@ function finish(parts: GetOrSetParts, exchange: Exchange, wanted: GetOrSet): voi
 function answer(parts: GetOrSetParts, exchange: Exchange, wanted: GetOrSet, frame: Buffer): Buffer | Promise<Buffer> {
   if (frame[0] === ERROR) return wanted.failed(exchange, frame);
   const { statistics } = parts;
-  const mark = statistics.anyMark(wanted.key);
+  const mark = statistics.anyMarkOf(wanted.key, prefixOf(exchange, wanted.key));
   if (!isNullFrame(frame)) {
     statistics.hit(mark, frame.length);
     return frame;

@@ -9,6 +9,7 @@ import type { LeaseRule, Leases } from '../cache/leases.ts';
 import { array } from '../resp/encode.ts';
 import { isNullFrame, readReply } from '../resp/reply.ts';
 import { EXCHANGE, type Exchange, type Glance, type Interceptor, PLAIN } from './interceptor.ts';
+import { prefixOf } from './scope.ts';
 
 export interface LeaseParts {
   readonly leases: Leases;
@@ -51,7 +52,7 @@ function getInterceptor(parts: LeaseParts): Interceptor {
 /** One key's reply: as it is, or the value of whoever fetches it. */
 function lookedUp(parts: LeaseParts, exchange: Exchange, key: Buffer, reply: Buffer): Buffer | Promise<Buffer> {
   const { statistics, leases, rules } = parts;
-  const mark = statistics.mark(key, 0, key.length, undefined);
+  const mark = statistics.markOf(key, prefixOf(exchange, key));
   if (mark === NOT_NAMED) return reply;
   if (!isNullFrame(reply)) {
     statistics.hit(mark, reply.length);

@@ -37,6 +37,13 @@ export function scopeOf(exchange: Exchange): { session: ScopedSession; scope: Sc
   return { session, scope: (exchange.scope as Scope | undefined) ?? session.scope };
 }
 
+/** What a real key begins with where it is one of the request's scope; `undefined` for shared keys, and without a scope. */
+export function prefixOf(exchange: Exchange, key: Buffer): Buffer | undefined {
+  if (!(exchange.session.scope instanceof ScopedSession)) return undefined;
+  const { prefix } = scopeOf(exchange).scope;
+  return key.subarray(0, prefix.length).equals(prefix) ? prefix : undefined;
+}
+
 export function scopeInterceptor(scripts: ScriptRegistry, ledgered: LedgeredStreams): Interceptor {
   /** Sessions of this process that have patterns, for PUBSUB NUMPAT. */
   const listening = new Set<ScopedSession>();

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { request } from '../../src/resp/encode.ts';
+import { bulk, request } from '../../src/resp/encode.ts';
 import { replyValue } from '../../src/resp/reply.ts';
 import type { RawClient } from '../support/raw-client.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
@@ -253,6 +253,50 @@ describe.each(kvKinds)('leases on %s', async (kind) => {
     expect(await get(await one!.client(), newKey())).toBeNull();
     await (await rawClient(kv.port)).send('SET', key, 'v');
     expect(await waits).toBe('v');
+  });
+
+  it('lets who reads slowly hold up nobody, and keeps a value once for all of them', async () => {
+    const [one] = await sidecars(1);
+    const key = newKey();
+    const value = Buffer.alloc(8 * 1024 * 1024, 'x');
+    const holder = await one!.client();
+    await get(holder, key);
+    const slow = (await Promise.all(Array.from({ length: 20 }, () => one!.client()))).map(({ socket }) => socket);
+    for (const socket of slow) {
+      socket.removeAllListeners('data').pause();
+      socket.write(request(['GET', key]));
+    }
+    const fast = get(await one!.client(), key);
+    await eventually('all wait', () => waiting(one!) === 21);
+    const before = process.memoryUsage().arrayBuffers;
+    await holder.send('SET', key, value);
+    expect(await fast).toHaveLength(value.length);
+    expect(waiting(one!)).toBe(0);
+    expect(process.memoryUsage().arrayBuffers - before).toBeLessThan((slow.length / 2) * value.length);
+    const lengths = slow.map(() => 0);
+    for (const [i, socket] of slow.entries()) {
+      socket.on('data', (bytes) => {
+        lengths[i]! += bytes.length;
+      });
+      socket.resume();
+    }
+    const replyBytes = bulk(value).length;
+    await eventually('they have it', () => lengths.every((length) => length === replyBytes), 30_000);
+  });
+
+  it('serves ten thousand that wait on a hundred connections', async () => {
+    const [one] = await sidecars(1);
+    const key = newKey();
+    const holder = await one!.client();
+    await get(holder, key);
+    const clients = await Promise.all(Array.from({ length: 100 }, () => one!.client()));
+    for (const { socket } of clients) socket.write(Buffer.concat(Array(100).fill(request(['GET', key]))));
+    await eventually('all wait', () => waiting(one!) === 10_000, 30_000);
+    await holder.send('SET', key, 'v');
+    for (const client of clients) {
+      for (let i = 0; i < 100; i += 1) expect(replyValue(await client.next())).toBe('v');
+    }
+    expect(waiting(one!)).toBe(0);
   });
 
   it('forgets clients that go away while they wait', async () => {

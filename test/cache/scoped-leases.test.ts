@@ -12,10 +12,11 @@ describe.each(kvKinds)('leases in scopes on %s', async (kind) => {
   const kv = await startKv(kind);
   const cache = createCache({
     kv: { port: kv.port },
-    rules: ['a:*', 'b:*', 'v1/*'].map((pattern) => ({ pattern, waitMs: 10_000, leaseMs: 30_000 })),
+    rules: ['a:*', 'b:*', 'l:*', 'm:*', 'v1/*'].map((pattern) => ({ pattern, waitMs: 10_000, leaseMs: 30_000 })),
     log: pino({ level: 'silent' }),
   });
-  const { login } = await startScopedProxy(kv.port, {
+  const { login, through } = await startScopedProxy(kv.port, {
+    listenerScopes: [undefined, 'l:', 'm:'],
     users: {
       a: { scope: 'a:' },
       b: { scope: 'b:' },
@@ -37,6 +38,21 @@ describe.each(kvKinds)('leases in scopes on %s', async (kind) => {
     expect(replyValue(await holder.send('GETORSET', key, 'of a'))).toBe('of a');
     expect(replyValue(await waits)).toBe('of a');
     expect(replyValue(await many)).toEqual(['of a', null]);
+  });
+
+  it('keeps those of two listeners apart', async () => {
+    const [holder, elsewhere, waiter] = [await through(1), await through(2), await through(1)];
+    expect(replyValue(await holder.send('GET', 'key'))).toBeNull();
+    expect(replyValue(await elsewhere.send('GET', 'key'))).toBeNull();
+    const waits = waiter.send('MGET', 'key', 'other');
+    await eventually('it waits', () => counters.waiting === 1);
+    // Another scope's value of that name is not what it waits for.
+    expect(replyValue(await elsewhere.send('GETORSET', 'key', 'of m'))).toBe('of m');
+    expect(counters.waiting).toBe(1);
+    expect(replyValue(await holder.send('GETORSET', 'key', 'of l'))).toBe('of l');
+    expect(replyValue(await waits)).toEqual(['of l', null]);
+    const cells = cache.snapshot().cells.filter(({ scope }) => scope === 'l:');
+    expect(cells).toMatchObject([{ family: 'l:*', leases: 2, waits: 1, saved: 1, stores: 1 }]);
   });
 
   it('follows the scope that a session chooses', async () => {

@@ -7,7 +7,7 @@ import { addFigures, createMetrics } from '../../src/operations/metrics.ts';
 it('shows the cache by scope and family in metrics, INFO and status', async () => {
   const cache = createCache({ kv: { port: 1 }, rules: [], log: pino({ level: 'silent' }) });
   const key = Buffer.from('v1/org/fleet/v3/git-data/repository/main/file');
-  const mark = cache.statistics.anyMark(key);
+  const mark = cache.statistics.anyMarkOf(key, undefined);
   for (let i = 0; i < 3; i += 1) cache.statistics.hit(mark, 100);
   cache.statistics.count(mark, 'misses');
   cache.statistics.count(mark, 'saved', 7);

@@ -33,6 +33,8 @@ export interface ScopedProxy {
   login(user: string, protocol?: 2 | 3): Promise<RawClient>;
   /** A client of nobody's scope. */
   unscoped(): Promise<RawClient>;
+  /** A client of the listener's scope. */
+  through(listener: number): Promise<RawClient>;
 }
 
 export interface ScopedProxyOptions {
@@ -42,6 +44,8 @@ export interface ScopedProxyOptions {
   readonly interceptors?: readonly Interceptor[];
   readonly ledgered?: LedgeredStreams;
   readonly proxy?: Partial<ProxyOptions>;
+  /** By listener: the scope of all that comes through it. One without a scope by default. */
+  readonly listenerScopes?: readonly (string | undefined)[];
 }
 
 function openFence(admin: ScopeAdmin): Fence {
@@ -58,10 +62,9 @@ function openFence(admin: ScopeAdmin): Fence {
 }
 
 /** Users have their name as password. */
-export async function startScopedProxy(
-  kvPort: number,
-  { users, fence: kind = 'closed', interceptors = [], ledgered = () => [], proxy = {} }: ScopedProxyOptions,
-): Promise<ScopedProxy> {
+export async function startScopedProxy(kvPort: number, options: ScopedProxyOptions): Promise<ScopedProxy> {
+  const { users, fence: kind = 'closed', interceptors = [], ledgered = () => [], proxy = {} } = options;
+  const { listenerScopes = [undefined] } = options;
   const admin = connectScopeAdmin({ port: kvPort });
   cleanups.push(() => admin.close());
   const fence = kind === 'closed' ? await buildFence(admin, silent) : kind === 'open' ? openFence(admin) : undefined;
@@ -73,11 +76,12 @@ export async function startScopedProxy(
         { passwordHash: createHash('sha256').update(name).digest('hex'), may: [], shared: [], ...user },
       ]),
     ),
-    listenerScopes: [undefined],
+    listenerScopes,
     upstream: undefined,
     fence,
   });
-  const { port } = await front(kvPort, {
+  const { port, proxy: running } = await front(kvPort, {
+    listen: listenerScopes.map(() => ({ port: 0 })),
     interceptors: [
       scopeInterceptor(createScriptRegistry(admin), ledgered),
       holdfastCommand([
@@ -91,8 +95,8 @@ export async function startScopedProxy(
     prefixedKeys,
     ...proxy,
   });
-  const open = async (): Promise<RawClient> => {
-    const client = await connectRaw(port);
+  const through = async (listener: number): Promise<RawClient> => {
+    const client = await connectRaw(running.addresses[listener]!.port!);
     cleanups.push(() => {
       client.socket.destroy();
     });
@@ -102,9 +106,10 @@ export async function startScopedProxy(
     port,
     admin,
     fence,
-    unscoped: open,
+    unscoped: () => through(0),
+    through,
     async login(user, protocol = 2) {
-      const client = await open();
+      const client = await through(0);
       const greeting = await client.send('HELLO', String(protocol), 'AUTH', user, user);
       if (greeting.type === '-') throw new Error(greeting.bytes.toString());
       return client;
