@@ -163,6 +163,8 @@ export interface Group {
 }
 
 const TAKEOVER_BATCH = 500;
+/** Whole fleets of workers may have died: one question after the other would take too long. */
+const OWNERS_AT_ONCE = 100;
 
 export interface GroupOptions {
   readonly stream: string;
@@ -248,20 +250,21 @@ export function createGroup(options: GroupOptions): Group {
     },
     async takeOver(deadAfterMs, held) {
       const taken: (History & { id: string })[] = [];
-      for (const { name: owner, pending } of await consumers()) {
-        if (pending === 0 || owner === retryConsumer) continue;
-        const stale = (await pendingOf(owner, deadAfterMs, TAKEOVER_BATCH)).filter((entry) => !held(entry.id));
-        const claims = stale.map(async (entry) => {
-          const before = historyOf(entry.deliveries);
-          const history = { attempt: before.attempt, takeovers: before.takeovers + 1 };
-          const claimed = (await commands.call(
-            'XCLAIM',
-            ...[stream, name, retryConsumer, deadAfterMs, entry.id],
-            ...['IDLE', DUE_IDLE_MS, 'RETRYCOUNT', deliveryCount(history), 'JUSTID'],
-          )) as string[];
-          if (claimed.length > 0) taken.push({ id: entry.id, ...history });
-        });
-        await Promise.all(claims);
+      const claim = async ({ id, deliveries }: PendingEntry): Promise<void> => {
+        const before = historyOf(deliveries);
+        const history = { attempt: before.attempt, takeovers: before.takeovers + 1 };
+        const claimed = (await commands.call(
+          'XCLAIM',
+          ...[stream, name, retryConsumer, deadAfterMs, id],
+          ...['IDLE', DUE_IDLE_MS, 'RETRYCOUNT', deliveryCount(history), 'JUSTID'],
+        )) as string[];
+        if (claimed.length > 0) taken.push({ id, ...history });
+      };
+      const owners = (await consumers()).filter((owner) => owner.pending > 0 && owner.name !== retryConsumer);
+      for (let i = 0; i < owners.length && taken.length < TAKEOVER_BATCH; i += OWNERS_AT_ONCE) {
+        const batch = owners.slice(i, i + OWNERS_AT_ONCE);
+        const stale = await Promise.all(batch.map((owner) => pendingOf(owner.name, deadAfterMs, TAKEOVER_BATCH)));
+        await Promise.all(stale.flat().map((entry) => (held(entry.id) ? undefined : claim(entry))));
       }
       return taken;
     },

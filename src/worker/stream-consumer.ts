@@ -5,7 +5,7 @@
  *   claimDue ───┼─▶ intake ─▶ dispatcher ─▶ settlement ─▶ let go
  *   adopt ──────┘
  *
- * Loops: reading; claiming what is due; keeping claims; looking after the group (takeover, figures, trimming).
+ * Loops: reading; claiming what is due; keeping claims; taking over from the dead; looking after the stream.
  *
  * Invariant: taking in is exclusive against recovering this worker's own pending entries: what is on its way is not
  * "unknown".
@@ -285,19 +285,29 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     }
   }
 
+  async function takeOverLoop(): Promise<void> {
+    while (!stopping) {
+      let taken = 0;
+      try {
+        taken = (await group.takeOver(app.deadAfterMs, (id) => hand.has(id))).length;
+      } catch (error) {
+        await onError('taking over failed', error);
+      }
+      if (taken === 0) {
+        await pause(app.heartbeatMs / 2);
+        continue;
+      }
+      metrics.takeovers.inc(labels, taken);
+      log.info({ entries: taken }, 'took over entries of workers that stopped renewing');
+      noteDue();
+    }
+  }
+
   async function watchLoop(): Promise<void> {
     while (!stopping) {
       await pause(app.heartbeatMs / 2);
+      metrics.waiting.set(labels, hand.queued);
       try {
-        if (order === undefined) {
-          const taken = await group.takeOver(app.deadAfterMs, (id) => hand.has(id));
-          if (taken.length > 0) {
-            metrics.takeovers.inc(labels, taken.length);
-            log.info({ entries: taken.length }, 'took over entries of workers that stopped renewing');
-            noteDue();
-          }
-        }
-        metrics.waiting.set(labels, hand.queued);
         await watch.look();
       } catch (error) {
         await onError('looking after the group failed', error);
@@ -308,7 +318,9 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   return {
     stream,
     start() {
-      loops = Promise.all([readLoop(), ...(order === undefined ? [dueLoop()] : []), watchLoop()]);
+      // An ordered stream's active worker adopts everything itself.
+      const others = order === undefined ? [dueLoop(), takeOverLoop()] : [];
+      loops = Promise.all([readLoop(), watchLoop(), ...others]);
       void claimLoop();
     },
     onStart: hand.start,
