@@ -8,7 +8,7 @@
  */
 import { type ChildProcess, execFile } from 'node:child_process';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -20,7 +20,8 @@ import { startPostgres } from '../../src/embedded/postgres.ts';
 import type { WorkerProcessOptions } from '../worker/worker-process.ts';
 import { exitOf, killTree, spawnBound } from './process-control.ts';
 import { seededRandom } from './seeded-random.ts';
-import { CHAOS_GRACE_MS, CHAOS_RETRY, CHAOS_TIMEOUT_MS, eventOf, outcomeOf, succeedsAt } from './worker-outcomes.ts';
+import { eventOf } from './worker-outcomes.ts';
+import { judge, type Note, type Span, secondsOf, union, type Verdict } from './worker-verdict.ts';
 
 export interface WorkerChaosOptions {
   readonly seed: string;
@@ -41,38 +42,23 @@ export interface WorkerChaosOptions {
   say(line: string): void;
 }
 
-export interface WorkerChaosReport {
+export interface WorkerChaosReport extends Verdict {
   readonly seed: string;
-  readonly added: number;
   readonly seconds: number;
+  /** Processes that wanted a processor, mean of the last 15 minutes, and processors. */
+  readonly load: readonly [number, number];
   readonly workerKills: number;
   readonly kvKills: number;
-  readonly succeeded: number;
-  readonly permanentlyFailed: number;
-  /** Handler calls that ended well beyond the first for their event. */
-  readonly duplicates: number;
-  /** From a failed attempt's retry being due to its beginning, less the KV store's outages in between. */
-  readonly retryLatenessMs: { readonly p50: number; readonly p99: number; readonly max: number };
-  /** Longest time in which no handler began or ended while there was work, less the KV store's outages in it. */
-  readonly longestSilenceMs: number;
+  /** In all, without the KV store, and without any worker that is ready. */
+  readonly kvAwaySeconds: number;
+  readonly workersAwaySeconds: number;
   readonly pending: number;
-  /** Broken promises, each in words; none is a pass. */
-  readonly findings: readonly string[];
-}
-
-interface Note {
-  readonly what: 'begin' | 'ok' | 'fail';
-  readonly number: number;
-  readonly attempt: number;
-  readonly at: number;
 }
 
 const REPOSITORY = fileURLToPath(new URL('../../', import.meta.url));
 const BATCH = 100;
 const KV_DOWN_MS = 400;
-const STALL_MS = 5000;
 const RESTART_MS = 200;
-const FINDINGS_MAX = 20;
 
 export async function runWorkerChaos(options: WorkerChaosOptions): Promise<WorkerChaosReport> {
   const { say } = options;
@@ -141,6 +127,7 @@ async function run(
   undo.push(async () => redis.disconnect());
 
   const workers: ChildProcess[] = [];
+  const presence = watchPresence();
   let ending = false;
   async function startOne(slot: number): Promise<void> {
     const settings: WorkerProcessOptions = {
@@ -153,13 +140,16 @@ async function run(
       process.execPath,
       [join(compiled, 'test/worker/worker-process.js'), JSON.stringify(settings)],
       {
-        stdio: ['ignore', 'ignore', 'inherit'],
+        stdio: ['ignore', 'pipe', 'inherit'],
         env: { ...process.env, CHAOS_SEED: options.seed, CHAOS_NOTES: notesDirectory },
       },
     );
     // As a supervisor would, whether it was killed or could not start, the KV store being down.
     const started = workers[slot];
+    // Its first words say that it is ready.
+    started.stdout!.once('data', () => presence.add(started));
     started.once('exit', () => {
+      presence.delete(started);
       void sleep(RESTART_MS).then(() => (ending || workers[slot] !== started ? undefined : startOne(slot)));
     });
   }
@@ -263,10 +253,41 @@ async function run(
   return {
     seed: options.seed,
     seconds,
+    load: [Math.round(loadavg()[2]!), availableParallelism()],
     workerKills,
     kvKills,
+    kvAwaySeconds: secondsOf(outages),
+    workersAwaySeconds: secondsOf(presence.absences.slice(1)),
     pending: left,
-    ...judge(options, added, addedAt, outages, await readNotes(notesDirectory), await readDeadLetters(redis)),
+    ...judge(
+      options,
+      added,
+      addedAt,
+      union([...outages, ...presence.absences]),
+      await readNotes(notesDirectory),
+      await readDeadLetters(redis),
+    ),
+  };
+}
+
+/** When no worker was ready: with all of them killed, nothing is late that does not begin. */
+function watchPresence(): {
+  readonly absences: Span[];
+  add(worker: ChildProcess): void;
+  delete(worker: ChildProcess): void;
+} {
+  const ready = new Set<ChildProcess>();
+  const absences: Span[] = [];
+  let from = 0;
+  return {
+    absences,
+    add(worker) {
+      if (ready.size === 0) absences.push({ from, to: Date.now() });
+      ready.add(worker);
+    },
+    delete(worker) {
+      if (ready.delete(worker) && ready.size === 0) from = Date.now();
+    },
   };
 }
 
@@ -310,133 +331,4 @@ async function readDeadLetters(redis: Redis): Promise<Map<string, number[]>> {
     if (page.length < 1000) return attempts;
     from = `(${page.at(-1)![0]}`;
   }
-}
-
-function judge(
-  options: WorkerChaosOptions,
-  added: ReadonlyMap<string, number>,
-  addedAt: ReadonlyMap<string, number>,
-  outages: readonly Span[],
-  notes: ReadonlyMap<string, Note[]>,
-  deadLetters: ReadonlyMap<string, number[]>,
-): Omit<WorkerChaosReport, 'seed' | 'seconds' | 'workerKills' | 'kvKills' | 'pending'> {
-  const findings: string[] = [];
-  const find = (text: string): void => {
-    if (findings.length < FINDINGS_MAX) findings.push(text);
-  };
-  let succeeded = 0;
-  let permanentlyFailed = 0;
-  let duplicates = 0;
-  const lateness: number[] = [];
-  for (const [id, number] of added) {
-    const event = eventOf(options.seed, number);
-    const own = notes.get(id) ?? [];
-    const oks = own.filter((note) => note.what === 'ok');
-    const reports = deadLetters.get(id) ?? [];
-    const expected = event.malformed ? undefined : succeedsAt(options.seed, event);
-    const attempts = event.malformed ? 0 : (expected ?? CHAOS_RETRY.attempts);
-    duplicates += Math.max(0, oks.length - 1);
-    if (expected !== undefined) {
-      succeeded += 1;
-      if (oks.length === 0) find(`${id}: never succeeded, noted ${JSON.stringify(own)}`);
-      if (reports.length > 0) find(`${id}: reported as failed for good, though attempt ${expected} succeeds`);
-    } else {
-      permanentlyFailed += 1;
-      if (oks.length > 0) find(`${id}: succeeded, though no attempt does`);
-      if (reports.length !== 1) find(`${id}: ${reports.length} reports of its permanent failure`);
-      if (reports[0] !== undefined && reports[0] !== attempts)
-        find(`${id}: reported with ${reports[0]} attempts, not ${attempts}`);
-    }
-    const begun = new Set(own.filter((note) => note.what === 'begin').map((note) => note.attempt));
-    for (let attempt = 1; attempt <= attempts; attempt += 1) {
-      if (!begun.has(attempt))
-        find(`${id}: attempt ${attempt} of ${attempts} was never made, noted ${JSON.stringify(own)}`);
-    }
-    if (Math.max(0, ...begun) > attempts)
-      find(`${id}: attempt ${Math.max(...begun)} was made, the policy says ${attempts}`);
-    for (const [attempt, late] of retriesOf(options.seed, event, own)) {
-      const lateMs = withoutOutages(late.due, late.at, outages);
-      lateness.push(lateMs);
-      if (options.judgeStalls && lateMs > STALL_MS)
-        find(`${id}: attempt ${attempt} began ${Math.round(lateMs)} ms after it was due, outages not counted`);
-    }
-  }
-  for (const [id, reports] of deadLetters) if (reports.length > 1) find(`${id}: reported ${reports.length} times`);
-  lateness.sort((a, b) => a - b);
-  const at = (share: number): number => Math.round(lateness[Math.floor((lateness.length - 1) * share)] ?? 0);
-  const longestSilenceMs = longestSilence(notes, addedAt, outages);
-  if (options.judgeStalls && longestSilenceMs > STALL_MS)
-    find(`nothing happened for ${longestSilenceMs} ms while there was work`);
-  return {
-    added: added.size,
-    succeeded,
-    permanentlyFailed,
-    duplicates,
-    retryLatenessMs: { p50: at(0.5), p99: at(0.99), max: at(1) },
-    longestSilenceMs,
-    findings,
-  };
-}
-
-/** For each attempt beyond the first: when it was due after the last failure of the one before, and when it began. */
-function retriesOf(
-  seed: string,
-  event: ReturnType<typeof eventOf>,
-  notes: readonly Note[],
-): Map<number, { due: number; at: number }> {
-  const retries = new Map<number, { due: number; at: number }>();
-  for (let attempt = 2; attempt <= CHAOS_RETRY.attempts; attempt += 1) {
-    const first = notes.find((note) => note.what === 'begin' && note.attempt === attempt);
-    if (first === undefined) break;
-    const before = notes.filter((note) => note.attempt === attempt - 1 && note.at <= first.at);
-    const drawn = outcomeOf(seed, event, attempt - 1);
-    const timedOut = drawn === 'hang' || drawn === 'block';
-    const last = before.findLast((note) => note.what === (timedOut ? 'begin' : 'fail'));
-    if (last === undefined) continue;
-    const backoff = Math.min(CHAOS_RETRY.baseMs * 2 ** (attempt - 2), CHAOS_RETRY.maxMs) * (1 + CHAOS_RETRY.jitter);
-    retries.set(attempt, {
-      due: last.at + backoff + (timedOut ? CHAOS_TIMEOUT_MS + CHAOS_GRACE_MS : 0),
-      at: first.at,
-    });
-  }
-  return retries;
-}
-
-interface Span {
-  readonly from: number;
-  readonly to: number;
-}
-
-/** Milliseconds from one time to another in which the KV store was there; 0 where the first is not before the other. */
-function withoutOutages(from: number, to: number, outages: readonly Span[]): number {
-  const away = outages.map((outage) => Math.max(0, Math.min(to, outage.to) - Math.max(from, outage.from)));
-  return Math.max(0, to - from - away.reduce((sum, ms) => sum + ms, 0));
-}
-
-/** Between two notes of handlers, from when there was an entry that is not at its last note yet. */
-function longestSilence(
-  notes: ReadonlyMap<string, readonly Note[]>,
-  addedAt: ReadonlyMap<string, number>,
-  outages: readonly Span[],
-): number {
-  const changes: { at: number; noted: boolean; open: number }[] = [];
-  for (const [id, at] of addedAt) {
-    const own = notes.get(id);
-    if (own === undefined) continue;
-    changes.push({ at: Math.min(at, own[0]!.at), noted: false, open: 1 });
-    for (const note of own) changes.push({ at: note.at, noted: true, open: note === own.at(-1) ? -1 : 0 });
-  }
-  changes.sort((a, b) => a.at - b.at || b.open - a.open);
-  let longest = 0;
-  let open = 0;
-  let quietSince = 0;
-  for (const change of changes) {
-    if (open === 0) quietSince = change.at;
-    if (change.noted) {
-      longest = Math.max(longest, withoutOutages(quietSince, change.at, outages));
-      quietSince = change.at;
-    }
-    open += change.open;
-  }
-  return longest;
 }

@@ -1,0 +1,176 @@
+/** What the worker's chaos run came to, counted from outside: handlers' notes and dead letters against what was drawn. */
+import {
+  CHAOS_GRACE_MS,
+  CHAOS_RETRY,
+  CHAOS_TIMEOUT_MS,
+  type ChaosEvent,
+  eventOf,
+  outcomeOf,
+  succeedsAt,
+} from './worker-outcomes.ts';
+
+const STALL_MS = 5000;
+const FINDINGS_MAX = 20;
+
+export interface Verdict {
+  readonly added: number;
+  readonly succeeded: number;
+  readonly permanentlyFailed: number;
+  /** Handler calls that ended well beyond the first for their event. */
+  readonly duplicates: number;
+  /** From a failed attempt's retry being due to its beginning, less the time in between without KV store or workers. */
+  readonly retryLatenessMs: { readonly p50: number; readonly p99: number; readonly max: number };
+  /** Longest time in which no handler began or ended while there was work, less the time without KV store or workers. */
+  readonly longestSilenceMs: number;
+  /** Broken promises, each in words; none is a pass. */
+  readonly findings: readonly string[];
+}
+
+/** What a handler wrote down about one attempt at an event. */
+export interface Note {
+  readonly what: 'begin' | 'ok' | 'fail';
+  readonly number: number;
+  readonly attempt: number;
+  readonly at: number;
+}
+
+/** `outages` do not overlap. */
+export function judge(
+  options: { readonly seed: string; readonly judgeStalls: boolean },
+  added: ReadonlyMap<string, number>,
+  addedAt: ReadonlyMap<string, number>,
+  outages: readonly Span[],
+  notes: ReadonlyMap<string, Note[]>,
+  deadLetters: ReadonlyMap<string, number[]>,
+): Verdict {
+  const findings: string[] = [];
+  const find = (text: string): void => {
+    if (findings.length < FINDINGS_MAX) findings.push(text);
+  };
+  let succeeded = 0;
+  let permanentlyFailed = 0;
+  let duplicates = 0;
+  const lateness: number[] = [];
+  for (const [id, number] of added) {
+    const event = eventOf(options.seed, number);
+    const own = notes.get(id) ?? [];
+    const oks = own.filter((note) => note.what === 'ok');
+    const reports = deadLetters.get(id) ?? [];
+    const expected = event.malformed ? undefined : succeedsAt(options.seed, event);
+    const attempts = event.malformed ? 0 : (expected ?? CHAOS_RETRY.attempts);
+    duplicates += Math.max(0, oks.length - 1);
+    if (expected !== undefined) {
+      succeeded += 1;
+      if (oks.length === 0) find(`${id}: never succeeded, noted ${JSON.stringify(own)}`);
+      if (reports.length > 0) find(`${id}: reported as failed for good, though attempt ${expected} succeeds`);
+    } else {
+      permanentlyFailed += 1;
+      if (oks.length > 0) find(`${id}: succeeded, though no attempt does`);
+      if (reports.length !== 1) find(`${id}: ${reports.length} reports of its permanent failure`);
+      if (reports[0] !== undefined && reports[0] !== attempts)
+        find(`${id}: reported with ${reports[0]} attempts, not ${attempts}`);
+    }
+    const begun = new Set(own.filter((note) => note.what === 'begin').map((note) => note.attempt));
+    for (let attempt = 1; attempt <= attempts; attempt += 1) {
+      if (!begun.has(attempt))
+        find(`${id}: attempt ${attempt} of ${attempts} was never made, noted ${JSON.stringify(own)}`);
+    }
+    if (Math.max(0, ...begun) > attempts)
+      find(`${id}: attempt ${Math.max(...begun)} was made, the policy says ${attempts}`);
+    for (const [attempt, late] of retriesOf(options.seed, event, own)) {
+      const lateMs = withoutOutages(late.due, late.at, outages);
+      lateness.push(lateMs);
+      if (options.judgeStalls && lateMs > STALL_MS)
+        find(`${id}: attempt ${attempt} began ${Math.round(lateMs)} ms after it was due, less outages`);
+    }
+  }
+  for (const [id, reports] of deadLetters) if (reports.length > 1) find(`${id}: reported ${reports.length} times`);
+  lateness.sort((a, b) => a - b);
+  const at = (share: number): number => Math.round(lateness[Math.floor((lateness.length - 1) * share)] ?? 0);
+  const longestSilenceMs = longestSilence(notes, addedAt, outages);
+  if (options.judgeStalls && longestSilenceMs > STALL_MS)
+    find(`nothing happened for ${longestSilenceMs} ms while there was work`);
+  return {
+    added: added.size,
+    succeeded,
+    permanentlyFailed,
+    duplicates,
+    retryLatenessMs: { p50: at(0.5), p99: at(0.99), max: at(1) },
+    longestSilenceMs,
+    findings,
+  };
+}
+
+/** For each attempt beyond the first: when it was due after the last failure of the one before, and when it began. */
+function retriesOf(seed: string, event: ChaosEvent, notes: readonly Note[]): Map<number, { due: number; at: number }> {
+  const retries = new Map<number, { due: number; at: number }>();
+  for (let attempt = 2; attempt <= CHAOS_RETRY.attempts; attempt += 1) {
+    const first = notes.find((note) => note.what === 'begin' && note.attempt === attempt);
+    if (first === undefined) break;
+    const before = notes.filter((note) => note.attempt === attempt - 1 && note.at <= first.at);
+    const drawn = outcomeOf(seed, event, attempt - 1);
+    const timedOut = drawn === 'hang' || drawn === 'block';
+    const last = before.findLast((note) => note.what === (timedOut ? 'begin' : 'fail'));
+    if (last === undefined) continue;
+    const backoff = Math.min(CHAOS_RETRY.baseMs * 2 ** (attempt - 2), CHAOS_RETRY.maxMs) * (1 + CHAOS_RETRY.jitter);
+    retries.set(attempt, {
+      due: last.at + backoff + (timedOut ? CHAOS_TIMEOUT_MS + CHAOS_GRACE_MS : 0),
+      at: first.at,
+    });
+  }
+  return retries;
+}
+
+export interface Span {
+  readonly from: number;
+  readonly to: number;
+}
+
+export function secondsOf(spans: readonly Span[]): number {
+  return spans.reduce((sum, { from, to }) => sum + (to - from), 0) / 1000;
+}
+
+/** Spans that overlap become one. */
+export function union(spans: readonly Span[]): Span[] {
+  const merged: { from: number; to: number }[] = [];
+  for (const span of [...spans].sort((a, b) => a.from - b.from)) {
+    const last = merged.at(-1);
+    if (last !== undefined && span.from <= last.to) last.to = Math.max(last.to, span.to);
+    else merged.push({ ...span });
+  }
+  return merged;
+}
+
+/** Milliseconds from one time to another outside of outages, which do not overlap; 0 where the first is not before the other. */
+function withoutOutages(from: number, to: number, outages: readonly Span[]): number {
+  const away = outages.map((outage) => Math.max(0, Math.min(to, outage.to) - Math.max(from, outage.from)));
+  return Math.max(0, to - from - away.reduce((sum, ms) => sum + ms, 0));
+}
+
+/** Between two notes of handlers, from when there was an entry that is not at its last note yet. */
+function longestSilence(
+  notes: ReadonlyMap<string, readonly Note[]>,
+  addedAt: ReadonlyMap<string, number>,
+  outages: readonly Span[],
+): number {
+  const changes: { at: number; noted: boolean; open: number }[] = [];
+  for (const [id, at] of addedAt) {
+    const own = notes.get(id);
+    if (own === undefined) continue;
+    changes.push({ at: Math.min(at, own[0]!.at), noted: false, open: 1 });
+    for (const note of own) changes.push({ at: note.at, noted: true, open: note === own.at(-1) ? -1 : 0 });
+  }
+  changes.sort((a, b) => a.at - b.at || b.open - a.open);
+  let longest = 0;
+  let open = 0;
+  let quietSince = 0;
+  for (const change of changes) {
+    if (open === 0) quietSince = change.at;
+    if (change.noted) {
+      longest = Math.max(longest, withoutOutages(quietSince, change.at, outages));
+      quietSince = change.at;
+    }
+    open += change.open;
+  }
+  return longest;
+}
