@@ -15,6 +15,7 @@ import { median } from './bench.ts';
 import { cpuMicros, type Load, measure, pinProcess } from './load.ts';
 import { isInstalled, type RunningProcess, startHoldfast, startKv, temporaryDirectory } from './processes.ts';
 import { compareStampedes } from './stampede.ts';
+import { measureWaiters } from './waiters.ts';
 
 /** The reference client's, byte for byte: Holdfast knows its SHA1. */
 const RECOGNISED =
@@ -125,6 +126,7 @@ export async function runLeasesBench(args: string[]): Promise<void> {
     );
     say('|---|---|---|---|---|---|---|---|');
     await compareStampedes(kv.port, sidecars, rounds, say);
+    await measureWaiters(sidecars[0]!, say);
 
     const pinned = availableParallelism() > 1 && isInstalled('taskset');
     if (pinned) {
