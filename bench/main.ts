@@ -6,6 +6,7 @@ import { runLeasesBench } from './leases.ts';
 import { runLedgerSizeBench } from './ledger-size.ts';
 import type { KvBinary } from './processes.ts';
 import { benchTable } from './report.ts';
+import { runRestoreBench } from './restore.ts';
 import { runScopeBench } from './scope.ts';
 import { runWorkerBench } from './worker.ts';
 
@@ -13,6 +14,7 @@ const USAGE = `usage: npm run bench -- [options]
        npm run bench -- worker [--rounds N] [--case 'in-process 8']
        npm run bench -- leases [--rounds N]
        npm run bench -- ledger-size [--rows N] [--partition-rows N]
+       npm run bench -- restore [--entries LIST] [--rounds N] [--server LIST]
        npm run bench -- scope [--rounds N] [--seconds S] [--server NAME] [--case 'script']
   --quick             three rounds, unpinned, about a minute
   --seconds N         time for the whole run (default: 420; --quick: 60)
@@ -30,6 +32,7 @@ async function main(): Promise<void> {
   if (process.argv[2] === 'scope') return runScopeBench(process.argv.slice(3));
   if (process.argv[2] === 'leases') return runLeasesBench(process.argv.slice(3));
   if (process.argv[2] === 'ledger-size') return runLedgerSizeBench(process.argv.slice(3));
+  if (process.argv[2] === 'restore') return runRestoreBench(process.argv.slice(3));
   if (process.argv[2] === 'worker') return runWorkerBench(process.argv.slice(3));
   const { values } = parseArgs({
     options: {

@@ -142,10 +142,14 @@ async function launch(options: Launch): Promise<RunningProcess> {
   };
 }
 
-/** A KV server without persistence; `args` are further server options. */
-export async function startKv(binary: KvBinary, args: readonly string[] = []): Promise<RunningProcess> {
+/** A KV server without persistence; `args` are further server options. `givenPort`: that of one that has ended. */
+export async function startKv(
+  binary: KvBinary,
+  args: readonly string[] = [],
+  givenPort?: number,
+): Promise<RunningProcess> {
   const directory = temporaryDirectory('kv');
-  const port = await freePort();
+  const port = givenPort ?? (await freePort());
   return launch({
     name: binary,
     command: binary,

@@ -34,6 +34,12 @@ export async function holdUntilOpen(context: LedgerContext, exchange: Exchange, 
   if (settled === 'timeout') throw recovering(stream);
 }
 
+/** The same, until nothing of the stream is in the ledger alone any more. */
+export async function holdUntilWhole(context: LedgerContext, exchange: Exchange, stream: Stream): Promise<void> {
+  const settled = await context.recovery.reopened(stream, context.holdMs, () => !exchange.session.closed, true);
+  if (settled === 'timeout') throw recovering(stream);
+}
+
 export function equalsWord(arg: Buffer, lowerCase: string): boolean {
   return arg.length === lowerCase.length && arg.toString('latin1').toLowerCase() === lowerCase;
 }

@@ -7,7 +7,7 @@ import { parseEntryId } from '../ledger/entry-id.ts';
 import type { DeleteState } from '../ledger/intention-store.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { holdUntilOpen, knownStream, type LedgerContext } from './ledger-context.ts';
+import { holdUntilOpen, holdUntilWhole, knownStream, type LedgerContext } from './ledger-context.ts';
 import { beforeExec } from './transaction-steps.ts';
 
 const COLON = 0x3a;
@@ -35,9 +35,10 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
       await holdUntilOpen(context, exchange, stream);
       const state = await ledger.intentions.openDelete({ streamId: stream.streamId, ids }).catch(unavailable);
       if (state.normal) return state;
-      // This process had not heard yet that the stream is in trouble.
+      // This process had not heard yet that the stream is in trouble, or the ledger alone has the entry.
       await ledger.intentions.settleDelete({ intentionId: state.intentionId, deleted: false }).catch(unavailable);
       await ledger.streams.refresh(stream.streamId).catch(unavailable);
+      await holdUntilWhole(context, exchange, stream);
     }
   }
 
@@ -86,8 +87,8 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
         .catch(unavailable)
         .then(() => reply);
     });
-    if (exchange.queued || recovery.isOpen(stream)) return;
-    return holdUntilOpen(context, exchange, stream);
+    if (exchange.queued || recovery.isWhole(stream)) return;
+    return holdUntilWhole(context, exchange, stream);
   }
 
   return {

@@ -3,6 +3,7 @@
  * before a SETID or DESTROY goes out, so that no look takes the change for a loss and nobody brings the old group back.
  */
 import { HoldfastError } from '../errors.ts';
+import { formatEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
 import { equalsWord, holdUntilOpen, knownStream, type LedgerContext } from './ledger-context.ts';
@@ -21,6 +22,11 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
   async function create(exchange: Exchange, key: Buffer, name: Buffer): Promise<void> {
     const stream = await ledger.streams.resolve(exchange.session.database, key).catch(unavailable);
     if (!exchange.queued) await holdUntilOpen(context, exchange, stream);
+    // The KV store does not have yet what the ledger will publish behind its last entry.
+    if (stream.mode === 'outage' && exchange.args[4]?.toString('latin1') === '$') {
+      const last = Buffer.from(formatEntryId(stream.lastId));
+      exchange.args = exchange.args.map((arg, at) => (at === 4 ? last : arg));
+    }
     exchange.onReply(async (reply) => {
       if (reply[0] === MINUS) return reply;
       await recovery.takeInGroup(stream, name, false).catch(unavailable);

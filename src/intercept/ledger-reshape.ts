@@ -13,7 +13,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { equalsWord, holdUntilOpen, knownStream, type LedgerContext } from './ledger-context.ts';
+import { equalsWord, holdUntilWhole, knownStream, type LedgerContext } from './ledger-context.ts';
 import { beforeExec } from './transaction-steps.ts';
 
 /** What a command will do to which streams; `settle` is told of a reply that is no error. */
@@ -189,7 +189,7 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     const { which } = plan;
     const streams = typeof which === 'object' && !('database' in which) ? which : undefined;
     for (;;) {
-      for (const stream of streams ?? []) await holdUntilOpen(context, exchange, stream);
+      for (const stream of streams ?? []) await holdUntilWhole(context, exchange, stream);
       const opened = await intentions
         .openEnd(
           streams === undefined ? (which as { database: number } | 'all') : streams.map(({ streamId }) => streamId),
@@ -198,7 +198,7 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
         .catch(unavailable);
       if (!('troubled' in opened)) return opened;
       const stream = (await ledger.streams.refresh(opened.troubled).catch(unavailable)) ?? undefined;
-      if (stream !== undefined) await holdUntilOpen(context, exchange, stream);
+      if (stream !== undefined) await holdUntilWhole(context, exchange, stream);
     }
   }
 

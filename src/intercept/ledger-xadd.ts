@@ -15,7 +15,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { errorText, readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { holdUntilOpen, type LedgerContext, recovering } from './ledger-context.ts';
+import { holdUntilWhole, type LedgerContext, recovering } from './ledger-context.ts';
 import { beforeExec } from './transaction-steps.ts';
 import { parseXadd, type XaddRequest } from './xadd-request.ts';
 
@@ -66,7 +66,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       return;
     }
     const stream = ledger.streams.find(exchange.session.database, key);
-    if (stream !== undefined && recovery.isOpen(stream) && ledger.writer.accepting) {
+    if (stream !== undefined && recovery.isWhole(stream) && ledger.writer.accepting) {
       send({ exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId, runId: recovery.runId });
       return;
     }
@@ -177,8 +177,8 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was executed, try again');
     }
     xadd.epoch = xadd.stream.epoch;
-    if (recovery.isOpen(xadd.stream)) return;
-    return holdUntilOpen(context, xadd.exchange, xadd.stream).then(async () => {
+    if (recovery.isWhole(xadd.stream)) return;
+    return holdUntilWhole(context, xadd.exchange, xadd.stream).then(async () => {
       if (xadd.stream.ended) xadd.stream = await resolve(xadd.exchange);
       xadd.epoch = xadd.stream.epoch;
     });
@@ -265,7 +265,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   /** The ID belongs to another entry in the ledger: the KV store forgot that one. */
   async function conflicting(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
     await recovery.noticed('XADD gave an ID that the ledger has with other fields');
-    const settled = await recovery.reopened(xadd.stream, context.holdMs);
+    const settled = await recovery.reopened(xadd.stream, context.holdMs, undefined, true);
     if (attempt < ATTEMPTS_MAX && settled === 'open') {
       xadd.epoch = xadd.stream.epoch;
       if (await recovery.hasEntry(xadd.stream, id, xadd.args, xadd.parsed.idAt + 1)) {

@@ -5,7 +5,7 @@
 import type pg from 'pg';
 import { batched } from './batcher.ts';
 import { bigintArray, byteaArray } from './binary-array.ts';
-import { ENTRY_ID_LENGTH } from './entry-id.ts';
+import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, maxEntryId } from './entry-id.ts';
 
 export interface EndIntention {
   readonly intentionId: number;
@@ -27,7 +27,7 @@ interface SettleCall {
   readonly deleted: boolean;
 }
 
-/** `epoch` and whether the stream was in mode `normal` when the call was committed. */
+/** As it was when the call was committed. `normal`: nothing that is under way could bring the entries back. */
 export interface DeleteState {
   readonly intentionId: number;
   readonly epoch: number;
@@ -139,7 +139,8 @@ export class IntentionStore {
   async #openDeletes(calls: readonly DeleteCall[]): Promise<readonly DeleteState[]> {
     const { rows } = await this.#pool.query<DeleteRow>(
       `WITH given AS (
-         SELECT * FROM unnest($1::bigint[], $2::bytea[]) WITH ORDINALITY AS given (stream_id, ids, position)
+         SELECT * FROM unnest($1::bigint[], $2::bytea[], $4::bytea[]) WITH ORDINALITY
+           AS given (stream_id, ids, greatest_id, position)
        ), numbered AS (
          SELECT nextval(pg_get_serial_sequence('holdfast.intention', 'intention_id')) AS intention_id, given.* FROM given
        ), opened AS (
@@ -147,9 +148,20 @@ export class IntentionStore {
          OVERRIDING SYSTEM VALUE
          SELECT intention_id, stream_id, 'delete', 'xdel', ids, $3 FROM numbered
        )
-       SELECT intention_id, epoch, mode = 'normal' AS normal
+       SELECT intention_id, epoch,
+              CASE mode
+                WHEN 'normal' THEN true
+                WHEN 'outage' THEN (window_id IS NULL OR greatest_id <= window_id) AND NOT EXISTS (
+                  SELECT FROM holdfast.backlog AS b WHERE b.stream_id = stream.stream_id AND b.id <= greatest_id)
+                ELSE false
+              END AS normal
          FROM numbered JOIN holdfast.stream USING (stream_id) ORDER BY position`,
-      [bigintArray(calls.map(({ streamId }) => streamId)), byteaArray(calls.map(({ ids }) => ids)), this.#owner],
+      [
+        bigintArray(calls.map(({ streamId }) => streamId)),
+        byteaArray(calls.map(({ ids }) => ids)),
+        this.#owner,
+        byteaArray(calls.map(({ ids }) => greatestOf(ids))),
+      ],
     );
     return rows.map(deleteState);
   }
@@ -167,7 +179,7 @@ export class IntentionStore {
           WHERE deleted = 1
          ON CONFLICT DO NOTHING
        )
-       SELECT intention_id, epoch, mode = 'normal' AS normal
+       SELECT intention_id, epoch, mode <> 'restoring' AS normal
          FROM unnest($1::bigint[]) WITH ORDINALITY AS given (intention_id, position)
          JOIN settled USING (intention_id) JOIN holdfast.stream USING (stream_id) ORDER BY position`,
       [
@@ -177,6 +189,14 @@ export class IntentionStore {
     );
     return rows.map(deleteState);
   }
+}
+
+function greatestOf(ids: Buffer): Buffer {
+  let greatest = ENTRY_ID_ZERO;
+  for (let at = 0; at < ids.length; at += ENTRY_ID_LENGTH) {
+    greatest = maxEntryId(greatest, ids.subarray(at, at + ENTRY_ID_LENGTH));
+  }
+  return greatest;
 }
 
 interface DeleteRow {

@@ -6,7 +6,7 @@
  */
 import type pg from 'pg';
 import { bigintArray, byteaArray } from '../ledger/binary-array.ts';
-import { ENTRY_ID_ZERO, nextEntryId, previousEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_ZERO, minEntryId, nextEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { KnownStream } from './compare.ts';
 import type { GroupSnapshot, StreamSnapshot } from './kv-snapshot.ts';
 
@@ -21,7 +21,13 @@ export function checkpointOf(group: GroupSnapshot): Buffer | undefined {
   return group.minPendingId === undefined ? undefined : previousEntryId(group.minPendingId);
 }
 
-export function floorOf(actual: StreamSnapshot): Buffer {
+/** The first entry, or where it would be; while a window is open not above its edge. */
+export function floorOf(actual: StreamSnapshot, windowId?: Buffer): Buffer {
+  const floor = firstOf(actual);
+  return windowId === undefined ? floor : minEntryId(floor, nextEntryId(windowId));
+}
+
+function firstOf(actual: StreamSnapshot): Buffer {
   if (actual.firstId !== undefined) return actual.firstId;
   return actual.entriesAdded > 0 ? nextEntryId(actual.lastId) : ENTRY_ID_ZERO;
 }
@@ -35,20 +41,22 @@ export async function saveCheckpoints(
 ): Promise<void> {
   const streams = looked.filter(
     ({ known, actual }) =>
-      known.mode === 'normal' &&
+      known.mode !== 'restoring' &&
       (actual.lastId.compare(known.lastId) > 0 ||
         actual.entriesAdded > known.added ||
         !actual.maxDeletedId.equals(known.maxDeletedId) ||
-        floorOf(actual).compare(known.floorId) > 0 ||
+        floorOf(actual, known.windowId).compare(known.floorId) > 0 ||
         actual.expiresAtMs !== known.expiresAtMs),
   );
   const groups: { known: KnownStream; groupId: number | undefined; group: GroupSnapshot; checkpoint: Buffer }[] = [];
   for (const { known, actual } of looked) {
-    if (known.mode !== 'normal') continue;
+    if (known.mode === 'restoring') continue;
     for (const [name, group] of actual.groups) {
       const before = known.groups.get(name);
-      const checkpoint = checkpointOf(group);
-      if (checkpoint === undefined || before?.changing === true) continue;
+      const whole = checkpointOf(group);
+      if (whole === undefined || before?.changing === true) continue;
+      // What is still to come belongs before what a client that goes past Holdfast has written behind the edge.
+      const checkpoint = known.windowId === undefined ? whole : minEntryId(whole, known.windowId);
       if (
         before !== undefined &&
         checkpoint.compare(before.checkpointId) <= 0 &&
@@ -76,14 +84,14 @@ export async function saveCheckpoints(
            FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bytea[], $7::bigint[])
              AS given (stream_id, epoch, last_id, added, max_deleted_id, floor_id, expires_at_ms)
           WHERE stream.stream_id = given.stream_id AND stream.epoch = given.epoch
-            AND stream.ended_at IS NULL AND stream.mode = 'normal'`,
+            AND stream.ended_at IS NULL AND stream.mode <> 'restoring'`,
         [
           bigintArray(streams.map(({ known }) => known.streamId)),
           bigintArray(streams.map(({ known }) => known.epoch)),
           byteaArray(streams.map(({ actual }) => actual.lastId)),
           bigintArray(streams.map(({ actual }) => actual.entriesAdded)),
           byteaArray(streams.map(({ actual }) => actual.maxDeletedId)),
-          byteaArray(streams.map(({ actual }) => floorOf(actual))),
+          byteaArray(streams.map(({ known, actual }) => floorOf(actual, known.windowId))),
           bigintArray(streams.map(({ actual }) => actual.expiresAtMs)),
         ],
       );

@@ -3,6 +3,7 @@
  * afterwards. Everything here only grows within an incarnation, so what is smaller than it was is a loss, whatever caused
  * it. A shorter stream, a higher first ID or an evicted witness are none.
  */
+import { minEntryId } from '../ledger/entry-id.ts';
 import type { StreamSnapshot } from './kv-snapshot.ts';
 
 export interface KnownGroup {
@@ -35,6 +36,8 @@ export interface KnownStream {
   /** A client's will to end this incarnation is on its way or was given up half-way. */
   readonly ending: boolean;
   readonly backlog: number;
+  /** Restored in part for want of memory: of the ledger's entries above it some are not in the KV store yet. */
+  readonly windowId: Buffer | undefined;
   readonly groups: ReadonlyMap<string, KnownGroup>;
 }
 
@@ -60,11 +63,12 @@ export function compare(known: KnownStream, actual: StreamSnapshot | 'missing' |
     if (!known.present) return SAME;
     return expired ? { kind: 'ended', cause: 'expired' } : lost('the stream is gone');
   }
-  if (actual.lastId.compare(known.lastId) < 0) {
+  if (actual.lastId.compare(known.windowId ?? known.lastId) < 0) {
     return expired ? { kind: 'ended', cause: 'expired' } : lost('its last ID went back');
   }
   if (actual.entriesAdded < known.added) return lost('it counts fewer entries than were committed');
-  if (actual.maxDeletedId.compare(known.maxDeletedId) < 0) return lost('its greatest deleted ID went back');
+  const deletedId = known.windowId === undefined ? known.maxDeletedId : minEntryId(known.maxDeletedId, known.windowId);
+  if (actual.maxDeletedId.compare(deletedId) < 0) return lost('its greatest deleted ID went back');
   for (const group of known.groups.values()) {
     if (group.changing) continue;
     const found = actual.groups.get(group.name.toString('latin1'));

@@ -18,6 +18,7 @@ interface KnownRow {
   expires_at_ms: string | null;
   ending: boolean;
   backlog: string;
+  window_id: Buffer | null;
 }
 
 interface KnownGroupRow {
@@ -46,7 +47,8 @@ export async function readKnownStreams(
             max_deleted_id, floor_id, reconciled_id, expires_at_ms,
             EXISTS (SELECT FROM holdfast.intention
                      WHERE intention.stream_id = stream.stream_id AND kind = 'end') AS ending,
-            (SELECT count(*) FROM holdfast.backlog WHERE backlog.stream_id = stream.stream_id) AS backlog
+            (SELECT count(*) FROM holdfast.backlog WHERE backlog.stream_id = stream.stream_id) AS backlog,
+            CASE mode WHEN 'outage' THEN window_id END AS window_id
        FROM holdfast.stream
        LEFT JOIN LATERAL (
          SELECT sum(added) AS added,
@@ -92,6 +94,7 @@ export async function readKnownStreams(
     expiresAtMs: row.expires_at_ms === null ? undefined : Number(row.expires_at_ms),
     ending: row.ending,
     backlog: Number(row.backlog),
+    windowId: row.window_id ?? undefined,
     groups: groups.get(row.stream_id) ?? new Map(),
   }));
 }

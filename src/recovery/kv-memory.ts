@@ -5,7 +5,8 @@
  *   a server that refuses writes at maxmemory: at most half of what is free
  *   a restore, on any server with a maxmemory: at most a quarter of it, for all streams together
  *
- * The quarter is for streams with groups, which make room as they are acknowledged. Nothing shrinks one without groups.
+ * The quarter is for streams with groups, which make room as they are acknowledged. Nothing shrinks one without groups: it comes
+ * back whole where keys are evicted, else until an eighth of maxmemory is left.
  */
 import { HoldfastError } from '../errors.ts';
 import type { KvConnection } from './kv-connection.ts';
@@ -40,11 +41,12 @@ export function entryBytes(fields: Buffer): number {
   return fields.length + 32;
 }
 
-/** For a restore of one of `streams`, of which `taken` is there already. */
-export function roomForRestore(memory: KvMemory, hasGroups: boolean, streams: number, taken = 0): number {
+/** For a restore of one of `streams`. `taken`: what is there already, where it is gone on with. */
+export function roomForRestore(memory: KvMemory, hasGroups: boolean, streams: number, taken?: number): number {
   if (memory.max === 0) return Number.POSITIVE_INFINITY;
-  const quarter = hasGroups ? memory.max / 4 / Math.max(1, streams) - taken : Number.POSITIVE_INFINITY;
-  return Math.min(quarter, memory.evicts ? Number.POSITIVE_INFINITY : (memory.max - memory.used) / 2);
+  const free = memory.evicts ? Number.POSITIVE_INFINITY : (memory.max - memory.used) / 2;
+  if (hasGroups) return Math.min(free, memory.max / 4 / Math.max(1, streams) - (taken ?? 0));
+  return taken === undefined ? free : free - memory.max / 16;
 }
 
 /** For entries that the ledger accepted alone, of a stream that takes `taken`: the KV store would have had them by now. */

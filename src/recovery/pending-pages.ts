@@ -4,7 +4,7 @@
  * is of one snapshot, bounded, and replaces what was recorded of its range; a pass goes from the checkpoint to
  * last-delivered-id, some pages at each look, and begins again when something changed.
  */
-import { ENTRY_ID_LENGTH, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_LENGTH, formatEntryId, maxEntryId, minEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import { checkpointOf, type Looked } from './checkpoint.ts';
 import { byField, type KvConnection, type KvReply } from './kv-connection.ts';
@@ -36,7 +36,7 @@ export class PendingPages {
   ): Promise<void> {
     let pages = 0;
     for (const look of looked) {
-      if (look.known.mode !== 'normal') continue;
+      if (look.known.mode === 'restoring') continue;
       for (const [name, group] of look.actual.groups) {
         const known = look.known.groups.get(name);
         if (known === undefined || known.changing) continue;
@@ -87,9 +87,12 @@ async function page(
   const last = own?.get('last-delivered-id');
   if (!Buffer.isBuffer(last)) return;
   const lastDeliveredId = parseEntryId(last, 'min')!;
-  const ids = (pending as [Buffer][]).map(([id]) => parseEntryId(id)!);
-  const full = ids.length === PAGE_ENTRIES;
-  const toId = full ? ids.at(-1)! : maxEntryId(fromId, lastDeliveredId);
+  const all = (pending as [Buffer][]).map(([id]) => parseEntryId(id)!);
+  const full = all.length === PAGE_ENTRIES;
+  const endId = full ? all.at(-1)! : maxEntryId(fromId, lastDeliveredId);
+  // Of what is above the edge, some was delivered by nobody yet.
+  const toId = known.windowId === undefined ? endId : minEntryId(endId, known.windowId);
+  const ids = all.filter((id) => id.compare(toId) <= 0);
   if (toId.compare(fromId) <= 0) return;
   await ledger.pool.query('SELECT holdfast.record_pending_page($1, $2, $3, $4, $5, $6, $7, $8)', [
     leaderEpoch,
@@ -101,5 +104,5 @@ async function page(
     Buffer.concat(ids, ids.length * ENTRY_ID_LENGTH),
     pass.startedAt,
   ]);
-  if (full) pass.fromId = toId;
+  if (full && toId === endId) pass.fromId = toId;
 }

@@ -29,11 +29,12 @@ export async function missingEntry(
 ): Promise<Buffer | undefined> {
   // Up to reconciledId everything was there at the look before the last: its newest row, and all since.
   const { rows } = await ledger.pool.query<{ id: Buffer; fields: Buffer }>(
-    `(SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id > $2 ORDER BY id DESC LIMIT ${ROWS_MAX})
+    `(SELECT id, fields FROM holdfast.entry
+       WHERE stream_id = $1 AND id > $2 AND id <= $3 ORDER BY id DESC LIMIT ${ROWS_MAX})
      UNION ALL
      (SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id <= $2 ORDER BY id DESC LIMIT 1)
      ORDER BY id`,
-    [known.streamId, known.reconciledId],
+    [known.streamId, known.reconciledId, known.windowId ?? ENTRY_ID_MAX],
   );
   const missing = new Map(rows.map((row) => [row.id.toString('latin1'), row]));
   if (rows[0] === undefined) return undefined;

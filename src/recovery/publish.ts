@@ -14,41 +14,23 @@
  * An entry in doubt is first looked for among the stream's entries that no row claims.
  */
 import type pg from 'pg';
-import type { Logger } from 'pino';
 import { HoldfastError } from '../errors.ts';
 import { byteaArray } from '../ledger/binary-array.ts';
-import { decodeFields, encodeFields } from '../ledger/entry-fields.ts';
-import {
-  ENTRY_ID_ZERO,
-  entryIdFrom,
-  formatEntryId,
-  maxEntryId,
-  nextEntryId,
-  parseEntryId,
-} from '../ledger/entry-id.ts';
-import type { Ledger } from '../ledger/ledger.ts';
+import { encodeFields } from '../ledger/entry-fields.ts';
+import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
-import { byField, type KvArgument, type KvConnection } from './kv-connection.ts';
-import { entriesAt } from './kv-entries.ts';
+import { addWatched, type PublishContext, type PublishRow, place, watchFenced } from './append.ts';
+import { entryBytes } from './kv-memory.ts';
 import { parseServerIdentity } from './kv-snapshot.ts';
+import { refillWindow } from './refill.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
-import { formatWitness, WITNESS_KEY } from './witness.ts';
+import { roomIn } from './stream-room.ts';
 
-export interface PublishContext {
-  readonly ledger: Ledger;
-  readonly connection: KvConnection;
-  readonly leaderEpoch: number;
-  readonly log: Logger;
-}
-
-interface BacklogRow {
-  readonly id: Buffer;
+interface BacklogRow extends PublishRow {
   readonly in_doubt: boolean;
   readonly after_id: Buffer | null;
   readonly kv_client_id: string | null;
   readonly kv_run_id: string | null;
-  readonly maxlen: string | null;
-  readonly fields: Buffer;
 }
 
 export interface PublishResult {
@@ -56,26 +38,41 @@ export interface PublishResult {
   aliases: number;
   claimed: number;
   possibleDuplicates: number;
+  /** Some of it must wait until the KV store has room. */
+  waiting: boolean;
 }
 
 const BATCH_ROWS = 1000;
 /** How often clients that go past Holdfast may come between before all IDs are chosen ahead of theirs. */
 const ATTEMPTS_MAX = 4;
-/** How far ahead new IDs are chosen when others come between, doubled each time. */
-const HEADROOM_MS = 25;
-const HEADROOM_MS_MAX = 5000;
 /** Written by the leader; which counter it uses does not matter. */
 const SLOT = 64;
 
 export async function publishBacklog(context: PublishContext, stream: Stream): Promise<PublishResult> {
-  const result: PublishResult = { published: 0, aliases: 0, claimed: 0, possibleDuplicates: 0 };
+  const result: PublishResult = {
+    published: 0,
+    aliases: 0,
+    claimed: 0,
+    possibleDuplicates: 0,
+    waiting: false,
+  };
   try {
-    await publishAll(context, stream, result);
+    if (await refillWindow(context, stream)) await publishAll(context, stream, result);
+    else result.waiting = true;
+    if (result.waiting) await noteWaiting(context, stream);
   } catch (thrown) {
     const { ledger, connection, log } = context;
     if (!isWrongType(thrown) || !(await endWhereReplaced(ledger, connection, log, stream))) throw thrown;
   }
   return result;
+}
+
+async function noteWaiting({ ledger }: PublishContext, { streamId }: Stream): Promise<void> {
+  await ledger.pool.query(
+    `UPDATE holdfast.stream SET mode_cause = mode_cause || $2
+      WHERE stream_id = $1 AND mode = 'outage' AND window_id IS NULL AND position($2 IN mode_cause) = 0`,
+    [streamId, ' (the KV store has no room for what was accepted meanwhile)'],
+  );
 }
 
 async function publishAll(context: PublishContext, stream: Stream, result: PublishResult): Promise<void> {
@@ -85,7 +82,10 @@ async function publishAll(context: PublishContext, stream: Stream, result: Publi
   try {
     // Rounds in a row in which clients that go past Holdfast took the place of new IDs before these were committed.
     let rounds = 0;
+    // What the first of the backlog takes, once there was no room for it.
+    let needed = 0;
     for (let done = false; !done; ) {
+      const room = await roomIn(context, stream, 'backlog', needed);
       await client.query('BEGIN');
       try {
         // Lock 0 before the stream's, as everywhere.
@@ -98,7 +98,17 @@ async function publishAll(context: PublishContext, stream: Stream, result: Publi
             ORDER BY id LIMIT ${BATCH_ROWS}`,
           [stream.streamId],
         );
-        const last = rows.length < BATCH_ROWS;
+        const fitting = howManyFit(rows, room);
+        const last = rows.length < BATCH_ROWS && fitting === rows.length;
+        if (fitting === 0 && rows.length > 0) {
+          await client.query('COMMIT');
+          // Room is made out of the lock, and only where it is wanted.
+          result.waiting = done = needed > 0;
+          needed = entryBytes(rows[0]!.fields);
+          continue;
+        }
+        needed = 0;
+        rows.length = fitting;
         // A match must not be taken by a second sidecar at the same time: under the lock as well.
         if (last || rows.some((row) => row.in_doubt)) {
           const published = await publishRows(context, client, stream, rows, rounds, result);
@@ -125,6 +135,12 @@ async function publishAll(context: PublishContext, stream: Stream, result: Publi
   } finally {
     client.release(broken);
   }
+}
+
+function howManyFit(rows: readonly PublishRow[], room: number): number {
+  let bytes = 0;
+  const first = rows.findIndex((row) => (bytes += entryBytes(row.fields)) > room);
+  return first < 0 ? rows.length : first;
 }
 
 /** An outage is a recovery as well: from when it began until nothing waits any more. */
@@ -185,96 +201,6 @@ async function publishRows(
     return true;
   }
   throw new HoldfastError('RECOVERING', 'the stream kept changing while its backlog was published');
-}
-
-interface Placing {
-  /** Not in the KV store yet; their IDs are above all that is there. */
-  readonly missing: readonly BacklogRow[];
-  /** What cannot keep its ID, because the stream has gone past it, and the one it gets, so that the order stays. */
-  readonly oldIds: readonly Buffer[];
-  readonly newIds: readonly Buffer[];
-}
-
-/** `anew`: even an ID that is above the stream's is given up for one that is far above it. */
-async function place(
-  context: PublishContext,
-  stream: Stream,
-  rows: readonly BacklogRow[],
-  rounds: number,
-  anew: boolean,
-): Promise<Placing> {
-  const { connection } = context;
-  const info = await connection.command(stream.database, ['XINFO', 'STREAM', stream.name]).catch((thrown: Error) => {
-    if (/no such key/i.test(thrown.message)) return null;
-    throw thrown;
-  });
-  let top = info === null ? ENTRY_ID_ZERO : parseEntryId(byField(info).get('last-generated-id') as Buffer)!;
-  // One round trip: a transaction that rests for long between its statements is ended by Postgres.
-  const found = await entriesAt(
-    connection,
-    stream,
-    rows.map((row) => row.id).filter((id) => id.compare(top) <= 0),
-  );
-  const ahead =
-    rounds === 0 && !anew
-      ? ENTRY_ID_ZERO
-      : entryIdFrom(Date.now() + Math.min(HEADROOM_MS * 2 ** rounds, HEADROOM_MS_MAX), 0);
-  const missing: BacklogRow[] = [];
-  const oldIds: Buffer[] = [];
-  const newIds: Buffer[] = [];
-  for (const row of rows) {
-    if (row.id.compare(top) > 0 && !anew) {
-      missing.push(row);
-      top = row.id;
-      continue;
-    }
-    if (found.get(row.id.toString('latin1'))?.equals(row.fields) === true) continue;
-    top = maxEntryId(nextEntryId(top), ahead);
-    oldIds.push(row.id);
-    newIds.push(top);
-  }
-  return { missing, oldIds, newIds };
-}
-
-/** Watches the fence, and the stream where one is given. Throws where another one leads. */
-async function watchFenced(context: PublishContext, stream: Stream | undefined): Promise<void> {
-  const { connection } = context;
-  const fence = formatWitness({ ledger: context.ledger.identity, epoch: context.leaderEpoch });
-  const [, witness] = await connection.pipeline(0, [
-    ['WATCH', WITNESS_KEY],
-    ['GET', WITNESS_KEY],
-  ]);
-  if (!Buffer.isBuffer(witness) || witness.toString() !== fence) {
-    await connection.command(0, ['UNWATCH']);
-    throw new HoldfastError('RECOVERING', 'the fence is gone: another leader publishes, or the KV store lost it');
-  }
-  if (stream !== undefined) await connection.command(stream.database, ['WATCH', stream.name]);
-}
-
-/**
- * XADDs the entries. Gives false where somebody else wrote to the stream meanwhile, so that an ID may be too small for it
- * now. Throws where the KV store refuses an entry for another reason.
- */
-async function addWatched(context: PublishContext, stream: Stream, rows: readonly BacklogRow[]): Promise<boolean> {
-  const { connection } = context;
-  const replies = await connection.transaction(
-    stream.database,
-    rows.map((row): KvArgument[] => [
-      'XADD',
-      stream.name,
-      ...(row.maxlen === null ? [] : ['MAXLEN', row.maxlen]),
-      formatEntryId(row.id),
-      ...decodeFields(row.fields),
-    ]),
-  );
-  if (replies === null) return false;
-  const refused = replies.filter((reply) => reply instanceof Error);
-  const other = refused.find((reply) => !/equal or smaller/.test(reply.message));
-  if (other !== undefined) {
-    if (isWrongType(other)) throw other;
-    throw new HoldfastError('RECOVERING', `publishing was refused: ${other.message}`);
-  }
-  return refused.length === 0;
 }
 
 /** Gives the rows that must still be published. */

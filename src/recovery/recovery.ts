@@ -183,9 +183,17 @@ export class Recovery {
     return this.#era;
   }
 
-  /** Whether a command on the stream may go out now and its reply be believed. Asked for every command. */
+  /**
+   * Whether a command on the stream, unless it is an XADD, may go out now and its reply be believed: also while entries
+   * of the ledger are still to be published behind what is there. Asked for every command.
+   */
   isOpen(stream: Stream): boolean {
-    return this.#state === 'open' && stream.mode === 'normal' && !stream.ended;
+    return this.#state === 'open' && stream.mode !== 'restoring' && !stream.ended;
+  }
+
+  /** Whether the KV store has all that the ledger has, so that it may take an XADD or reshape the stream. */
+  isWhole(stream: Stream): boolean {
+    return stream.mode === 'normal' && this.isOpen(stream);
   }
 
   /** The first comparison. Rejects with CONFIG where the KV store cannot be reached or belongs to another ledger. */
@@ -293,7 +301,7 @@ export class Recovery {
     const until = Date.now() + limitMs;
     for (;;) {
       if (stream.ended) return 'ended';
-      if (this.isOpen(stream)) return 'open';
+      if (this.isWhole(stream)) return 'open';
       if (this.#state === 'down' || stream.mode !== 'normal') return 'outage';
       const left = until - Date.now();
       if (left <= 0 || this.#stopped) return 'timeout';
@@ -301,17 +309,18 @@ export class Recovery {
     }
   }
 
-  /** Waits, at most `limitMs` and while `wanted` says so, until the stream is open. */
+  /** Waits, at most `limitMs` and while `wanted` says so, until the stream is open, or `whole`. */
   async reopened(
     stream: Stream,
     limitMs: number,
     wanted: () => boolean = () => true,
+    whole = false,
   ): Promise<'open' | 'ended' | 'timeout'> {
     const until = Date.now() + limitMs;
     for (;;) {
       if (stream.ended) return 'ended';
       if (!wanted()) return 'timeout';
-      if (this.isOpen(stream)) return 'open';
+      if (whole ? this.isWhole(stream) : this.isOpen(stream)) return 'open';
       const left = until - Date.now();
       if (left <= 0 || this.#stopped) return 'timeout';
       await this.#changed(left);
@@ -866,8 +875,8 @@ export class Recovery {
         if (this.#stopped || this.#state !== 'open' || !this.#leadership.leads) return;
         if (this.#pauses.has(streamId)) continue;
         try {
-          await this.#mend(streamId);
-          this.#pauses.end(streamId);
+          if (await this.#mend(streamId, rows.length)) this.#pauses.wait(streamId);
+          else this.#pauses.end(streamId);
         } catch (thrown) {
           await this.#mendFailed(streamId, thrown);
         }
@@ -900,9 +909,10 @@ export class Recovery {
     }
   }
 
-  async #mend(streamId: number): Promise<void> {
+  /** Gives whether it must be gone on with when the KV store has room. `sharers`: streams that are mended now. */
+  async #mend(streamId: number, sharers: number): Promise<boolean> {
     const { ledger } = this;
-    const context = { ledger, address: this.#address, leaderEpoch: this.#leadership.epoch, log: this.#log };
+    const context = { ledger, address: this.#address, leaderEpoch: this.#leadership.epoch, log: this.#log, sharers };
     const restored = await restoreStream(context, streamId);
     if (restored !== undefined) {
       this.#restores += 1;
@@ -911,16 +921,19 @@ export class Recovery {
       this.#lastRestoreMs = restored.milliseconds;
     }
     const stream = await ledger.streams.refresh(streamId);
-    if (stream === undefined || stream.ended) return;
+    if (stream === undefined || stream.ended) return false;
     const connection = await KvConnection.open(this.#address, COMMAND_TIMEOUT_MS * 10);
+    let waiting = false;
     try {
       const published = await publishBacklog({ ...context, connection }, stream);
       this.#aliases += published.aliases;
       this.#possibleDuplicates += published.possibleDuplicates;
+      waiting = published.waiting;
     } finally {
       connection.close();
     }
     await ledger.streams.refresh(streamId);
+    return waiting;
   }
 
   async #mendFailed(streamId: number, thrown: unknown): Promise<void> {

@@ -20,7 +20,7 @@ import type { KnownStream } from './compare.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { isOutOfMemory, type KvArgument, KvConnection } from './kv-connection.ts';
 import { type KvEntry, kvEntries } from './kv-entries.ts';
-import { OutOfRoom } from './kv-memory.ts';
+import { OutOfRoom, readMemory, roomForRestore } from './kv-memory.ts';
 import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
 import { type Build, buildSideKey, sideKey, watermarks, xsetid } from './side-key.ts';
@@ -33,12 +33,16 @@ export interface RestoreContext {
   /** The leader's fencing epoch. */
   readonly leaderEpoch: number;
   readonly log: Logger;
+  /** How many streams share the memory that restores may take. */
+  readonly sharers: number;
 }
 
 export interface RestoreResult {
   readonly entriesRestored: number;
   readonly entriesMerged: number;
   readonly aliases: number;
+  /** The rest follows as there is room: `publishBacklog`. */
+  readonly windowed: boolean;
   readonly milliseconds: number;
 }
 
@@ -47,6 +51,7 @@ const SWAP_ATTEMPTS_MAX = 50;
 /** After so many looks that were outrun by a client, one script does the last merge and the swap. */
 const WATCH_ATTEMPTS_MAX = 4;
 const REBUILD_ATTEMPTS_MAX = 5;
+const IN_PART = 'restored in part: the KV store has no memory for more until some of it is acknowledged';
 
 export async function restoreStream(context: RestoreContext, streamId: number): Promise<RestoreResult | undefined> {
   const started = performance.now();
@@ -68,13 +73,22 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
   });
   try {
     for (let attempt = 1; attempt <= REBUILD_ATTEMPTS_MAX; attempt += 1) {
-      const build = await buildSideKey(context, reader, known, Number.POSITIVE_INFINITY);
+      const room = roomForRestore(await readMemory(reader), known.groups.size > 0, context.sharers);
+      if (room <= 0) throw new OutOfRoom('the KV store has no memory left for what it lost');
+      const build = await buildSideKey(context, reader, known, room);
       if (build === 'replaced') {
         if (await endWhereReplaced(ledger, reader, log, known)) return undefined;
         continue;
       }
       const swapped = await swapIn(context, reader, fenced, known, build);
       if (swapped === 'rebuild') continue;
+      if (build.windowId !== undefined) {
+        await ledger.pool.query('UPDATE holdfast.stream SET mode_cause = $3 WHERE stream_id = $1 AND epoch = $2', [
+          streamId,
+          known.epoch,
+          IN_PART,
+        ]);
+      }
       const { rows } = await ledger.pool.query<{ complete_restore: boolean }>(
         'SELECT holdfast.complete_restore($1, $2, $3, $4, $5, $6, $7, $8, $9)',
         [
@@ -94,6 +108,7 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
         entriesRestored: build.restored,
         entriesMerged: build.merged,
         aliases: build.aliases,
+        windowed: build.windowId !== undefined,
         milliseconds: Math.round(performance.now() - started),
       };
       log.warn({ stream: known.name.toString(), database: known.database, ...result }, 'stream restored');

@@ -224,7 +224,12 @@ describe.each(kvKinds)('with %s', (kind) => {
       known!.epoch,
     ]);
     await direct.del('s');
-    const context = { ledger: sidecar.ledger, address: { port: kv.port }, log: { warn: () => undefined } as never };
+    const context = {
+      ledger: sidecar.ledger,
+      address: { port: kv.port },
+      log: { warn: () => undefined } as never,
+      sharers: 1,
+    };
     // Another one leads, and says so in the KV store, before the old one takes the name.
     await direct.set('holdfast:epoch', `${sidecar.ledger.identity} ${stale + 1}`);
     await expect(restoreStream({ ...context, leaderEpoch: stale }, known!.streamId)).rejects.toThrow(/fence is gone/);

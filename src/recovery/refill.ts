@@ -1,0 +1,223 @@
+/**
+ * Goes on with a stream that was restored in part for want of memory. What is in the KV store ends at the window's edge;
+ * what the ledger has above it follows in ID order, in batches, as far as there is room:
+ *
+ *   entries above the edge ─▶ room? ─ yes ─▶ XADD under WATCH of fence and stream ─▶ the edge moves on ─┐
+ *      ▲                       │ no                                                                     │
+ *      │                       └─▶ trim what all groups have acknowledged ─ still none ─▶ later         │
+ *      └────────────────────────────────────────────────────────────────────────────────────────────────┘
+ *   none left ─▶ XSETID to the ledger's watermarks ─▶ the window is closed
+ *
+ * XADDs go to the ledger alone meanwhile and are published behind it. Doing a batch twice changes nothing: what is there
+ * with the same fields is passed over.
+ */
+import type pg from 'pg';
+import { type AcknowledgedSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
+import {
+  ENTRY_ID_ZERO,
+  entryIdMilliseconds,
+  formatEntryId,
+  maxEntryId,
+  minEntryId,
+  previousEntryId,
+} from '../ledger/entry-id.ts';
+import { inTransaction } from '../ledger/in-transaction.ts';
+import type { Stream } from '../ledger/stream-registry.ts';
+import { addWatched, type PublishContext, place, watchFenced } from './append.ts';
+import { readKnownStreams } from './known-streams.ts';
+import { entryBytes } from './kv-memory.ts';
+import { roomIn, watermarksOf } from './stream-room.ts';
+
+interface Row {
+  readonly id: Buffer;
+  readonly fields: Buffer;
+  readonly maxlen: string | null;
+  readonly deleted: boolean;
+}
+
+const BATCH_ROWS = 1000;
+
+/** Gives whether all of the stream is in the KV store by now. */
+export async function refillWindow(context: PublishContext, stream: Stream): Promise<boolean> {
+  let groups: readonly AcknowledgedSet[] | undefined;
+  for (;;) {
+    const from = await readEdge(context, stream);
+    if (from === undefined) return true;
+    const rows = await readRows(context, stream, from);
+    if (rows.length === 0) {
+      if (!(await close(context, stream, from))) return false;
+      continue;
+    }
+    const acknowledged = (groups ??= await readGroups(context, stream));
+    const wanted = rows.filter((row) => !row.deleted && isWanted(acknowledged, row.id));
+    const room = wanted.length === 0 ? 0 : await roomIn(context, stream, 'restore', entryBytes(wanted[0]!.fields));
+    let bytes = 0;
+    const fitting = wanted.findIndex((row) => (bytes += entryBytes(row.fields)) > room);
+    if (fitting === 0) return false;
+    const batch = fitting < 0 ? wanted : wanted.slice(0, fitting);
+    const edge = fitting < 0 ? rows.at(-1)!.id : previousEntryId(wanted[fitting]!.id);
+    if (!(await add(context, stream, batch, from, edge))) return false;
+  }
+}
+
+/** `undefined` where no window is open. */
+async function readEdge({ ledger }: PublishContext, { streamId }: Stream): Promise<Buffer | undefined> {
+  const { rows } = await ledger.pool.query<{ window_id: Buffer }>(
+    `SELECT window_id FROM holdfast.stream
+      WHERE stream_id = $1 AND ended_at IS NULL AND mode = 'outage' AND window_id IS NOT NULL`,
+    [streamId],
+  );
+  return rows[0]?.window_id;
+}
+
+async function readGroups({ ledger }: PublishContext, { streamId }: Stream): Promise<AcknowledgedSet[]> {
+  const { rows } = await ledger.pool.query<{ group_id: string }>(
+    'SELECT group_id FROM holdfast.consumer_group WHERE stream_id = $1 AND ended_at IS NULL',
+    [streamId],
+  );
+  return Promise.all(rows.map((row) => readAcknowledged(ledger.pool, Number(row.group_id))));
+}
+
+async function readRows({ ledger }: PublishContext, { streamId }: Stream, edge: Buffer): Promise<Row[]> {
+  const { rows } = await ledger.pool.query<Row>({
+    name: 'holdfast-refill-rows',
+    text: `SELECT id, fields, maxlen, EXISTS (
+             SELECT FROM holdfast.deletion AS d WHERE d.stream_id = entry.stream_id AND d.id = entry.id
+           ) AS deleted
+             FROM holdfast.entry WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${BATCH_ROWS}`,
+    values: [streamId, edge],
+  });
+  return rows;
+}
+
+/** Gives false where the stream must be compared first. */
+async function add(
+  context: PublishContext,
+  stream: Stream,
+  rows: readonly Row[],
+  from: Buffer,
+  to: Buffer,
+): Promise<boolean> {
+  if (rows.length > 0) {
+    await watchFenced(context, stream);
+    const state = await watermarksOf(context, stream);
+    if (state === undefined) return false;
+    const placing = await place(context, stream, rows, 0, false);
+    if (placing.oldIds.length > 0) {
+      await context.connection.command(0, ['UNWATCH']);
+      return renumber(context, stream, from, state.lastId);
+    }
+    const last = formatEntryId(maxEntryId(maxEntryId(state.lastId, to), placing.missing.at(-1)?.id ?? ENTRY_ID_ZERO));
+    // They were counted when they were added for the first time.
+    const added = Math.max(state.added, state.length + placing.missing.length);
+    const mark = [
+      'XSETID',
+      stream.name,
+      last,
+      'ENTRIESADDED',
+      added,
+      'MAXDELETEDID',
+      formatEntryId(state.maxDeletedId),
+    ];
+    if (!(await addWatched(context, stream, placing.missing, [mark]))) return true;
+  }
+  await asLeader(context, async (client) => {
+    await client.query(
+      `UPDATE holdfast.stream SET window_id = $3
+        WHERE stream_id = $1 AND window_id = $2 AND mode = 'outage' AND ended_at IS NULL`,
+      [stream.streamId, from, to],
+    );
+  });
+  return true;
+}
+
+/** A client that goes past Holdfast wrote to the stream: what is left gets IDs behind its entries, all of it at once so that the order stays. */
+async function renumber(
+  { ledger, leaderEpoch }: PublishContext,
+  { streamId }: Stream,
+  edge: Buffer,
+  top: Buffer,
+): Promise<boolean> {
+  await asLeader({ ledger, leaderEpoch }, async (client) => {
+    const { rows } = await client.query<{ id: Buffer }>(
+      'SELECT id FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT 1',
+      [streamId],
+    );
+    const base = Math.max(entryIdMilliseconds(maxEntryId(top, rows[0]?.id ?? ENTRY_ID_ZERO)), Date.now());
+    // A millisecond for each, so that what is written past Holdfast from now on does not come between.
+    await client.query(
+      `WITH numbered AS MATERIALIZED (
+         SELECT id, int8send($3 + row_number() OVER (ORDER BY id)) || int8send(0) AS new_id
+           FROM holdfast.entry
+          WHERE stream_id = $1 AND id > $2
+            AND NOT EXISTS (SELECT FROM holdfast.deletion AS d WHERE d.stream_id = entry.stream_id AND d.id = entry.id)
+       ), followed AS (
+         UPDATE holdfast.alias SET published_id = new_id FROM numbered
+          WHERE alias.stream_id = $1 AND alias.published_id = numbered.id
+       ), noted AS (
+         INSERT INTO holdfast.alias (stream_id, id, published_id, epoch)
+         SELECT $1, id, new_id, (SELECT epoch FROM holdfast.stream WHERE stream_id = $1) FROM numbered
+         ON CONFLICT (stream_id, id, epoch) DO UPDATE SET published_id = excluded.published_id
+       ), moved AS (
+         UPDATE holdfast.entry SET id = new_id FROM numbered WHERE entry.stream_id = $1 AND entry.id = numbered.id
+       )
+       UPDATE holdfast.stream
+          SET seen_last_id = GREATEST(seen_last_id, (SELECT new_id FROM numbered ORDER BY new_id DESC LIMIT 1))
+        WHERE stream_id = $1`,
+      [streamId, edge, base],
+    );
+  });
+  return true;
+}
+
+/** Nothing is left above the edge. Gives false where the stream must be compared first. */
+async function close(context: PublishContext, stream: Stream, edge: Buffer): Promise<boolean> {
+  const { ledger } = context;
+  const [known] = await readKnownStreams(ledger.pool, [stream.streamId]);
+  if (known === undefined) return false;
+  await watchFenced(context, stream);
+  const state = await watermarksOf(context, stream);
+  if (state === undefined) return false;
+  const last = maxEntryId(state.lastId, known.lastId);
+  const deleted = minEntryId(maxEntryId(state.maxDeletedId, known.maxDeletedId), last);
+  const added = Math.max(state.added, known.added);
+  const mark = [
+    'XSETID',
+    stream.name,
+    formatEntryId(last),
+    'ENTRIESADDED',
+    added,
+    'MAXDELETEDID',
+    formatEntryId(deleted),
+  ];
+  if (!(await addWatched(context, stream, [], [mark]))) return true;
+  await asLeader(context, async (client) => {
+    await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [stream.streamId]);
+    await client.query(
+      `UPDATE holdfast.stream SET window_id = NULL
+        WHERE stream_id = $1 AND window_id = $2 AND mode = 'outage' AND ended_at IS NULL
+          AND NOT EXISTS (SELECT FROM holdfast.entry WHERE entry.stream_id = $1 AND entry.id > $2)`,
+      [stream.streamId, edge],
+    );
+  });
+  return true;
+}
+
+async function asLeader(
+  { ledger, leaderEpoch }: Pick<PublishContext, 'ledger' | 'leaderEpoch'>,
+  write: (client: pg.PoolClient) => Promise<void>,
+): Promise<void> {
+  const client = await ledger.pool.connect();
+  let broken: Error | undefined;
+  try {
+    await inTransaction(client, async () => {
+      await client.query('SELECT holdfast.assert_leader($1)', [leaderEpoch]);
+      await write(client);
+    });
+  } catch (thrown) {
+    broken = thrown instanceof Error ? thrown : new Error(String(thrown));
+    throw thrown;
+  } finally {
+    client.release(broken);
+  }
+}
