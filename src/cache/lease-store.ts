@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import type { Logger } from 'pino';
 import type { KvAddress } from '../control-redis.ts';
+import { HoldfastError } from '../errors.ts';
 import { errorText, type Reply } from '../resp/reply.ts';
 import {
   ASK,
@@ -44,7 +45,7 @@ export interface LeaseStoreEvents {
 }
 
 /** A lease in the KV store lasts so long without its sidecar's renewal. */
-const LEASE_MS = 3000;
+export const LEASE_MS = 3000;
 const KEYS_MAX = 500;
 const PASSING = /^(LOADING|BUSY|MASTERDOWN|TRYAGAIN) /;
 
@@ -83,13 +84,15 @@ export class LeaseStore {
     return answerOf(reply);
   }
 
-  /** Gives the keys whose lease is this sidecar's no more. */
+  /** Gives the keys whose lease is this sidecar's no more. Rejects as well where the KV store refuses it. */
   async renew(database: number, keys: readonly Buffer[]): Promise<Buffer[]> {
     const lost: Buffer[] = [];
     for (const some of portions(keys)) {
       const args = ['EVAL', RENEW, 2, LEASES_KEY, OWNERS_KEY, this.sidecar, LEASE_MS, ...some];
-      const { items } = await this.connection.command(database, args);
-      lost.push(...some.filter((_, i) => items?.[i]?.bytes.toString() === '0'));
+      const reply = await this.connection.command(database, args);
+      const { items } = reply;
+      if (items === undefined) throw new HoldfastError('KVDOWN', errorText(reply) ?? 'an unexpected reply');
+      lost.push(...some.filter((_, i) => items[i]!.bytes.toString() === '0'));
     }
     return lost;
   }

@@ -24,7 +24,7 @@ import { bulk } from '../resp/encode.ts';
 import type { CacheStatistics } from './cache-statistics.ts';
 import { type Client, type Held, type Lapse, LeaseClients, type Waiter, waitsFor } from './lease-clients.ts';
 import { type LeaseCounters, noLeaseCounters } from './lease-counters.ts';
-import { type LeaseAnswer, LeaseStore } from './lease-store.ts';
+import { LEASE_MS, type LeaseAnswer, LeaseStore } from './lease-store.ts';
 
 export interface LeaseRule {
   /** A glob over real keys, scope prefixes included. */
@@ -63,10 +63,14 @@ export interface Leases {
   deleted(database: number, keys: readonly Buffer[]): Promise<void>;
   /** The keys with this prefix that are being fetched, on any sidecar as far as the KV store can be asked. */
   fetched(database: number, prefix: Buffer): Promise<Buffer[]>;
-  /** Some client has lost a lease lately, so that `lapse` may say something. */
+  /** Some client has lost a lease lately, or may have, so that `lapse` may say something. */
   readonly anyLapsed: boolean;
-  /** How this client lost its lease of the key, if it did and has not been told anything since. */
-  lapse(session: SessionView, database: number, key: Buffer): Lapse | undefined;
+  /**
+   * How this client lost its lease of the key, if it did and has not been told anything since; `unsure` where its lease
+   * would have ended by now without a renewal, and none is known: `ascertain` asks.
+   */
+  lapse(session: SessionView, database: number, key: Buffer): Lapse | 'unsure' | undefined;
+  ascertain(session: SessionView, database: number, key: Buffer): Promise<Lapse | undefined>;
   /** A late write of this client was not stored. */
   fence(session: SessionView, database: number, key: Buffer): void;
   stop(): Promise<void>;
@@ -97,6 +101,8 @@ interface Lease extends Held {
   state: State;
   /** Granted or asserted on this incarnation of the connection. */
   incarnation: number;
+  /** When the KV store was asked that last said it is this sidecar's. */
+  sureAt: number;
   asking: boolean;
   askAgain: boolean;
   /** Somebody wrote the key since it was found absent. */
@@ -124,6 +130,8 @@ export function createLeases(options: LeaseOptions): Leases {
   let incarnation = 0;
   /** The KV store may have come back empty: until then only those who hold a lease take it, so that no second one is given. */
   let holdersFirstUntil = 0;
+  /** Leases of before are sure since then. */
+  let renewedAt = performance.now();
   let releasedSoon = false;
   let stopped = false;
   let refusalLogged: string | undefined;
@@ -174,11 +182,13 @@ export function createLeases(options: LeaseOptions): Leases {
     const keeps =
       lease.holder === undefined ? performance.now() < holdersFirstUntil : lease.incarnation === incarnation;
     const asked = incarnation;
+    const askedAt = performance.now();
     store.ask(lease.database, lease.key, lease.rule.leaseMs, keeps ? 'keep' : 'take').then(
       (answer) => {
         lease.asking = false;
         if (leases.get(lease.id) !== lease) return;
         lease.incarnation = asked;
+        if (answer.is === 'granted') lease.sureAt = askedAt;
         take(lease, answer);
         if (lease.askAgain && leases.get(lease.id) === lease) {
           lease.askAgain = false;
@@ -244,24 +254,28 @@ export function createLeases(options: LeaseOptions): Leases {
   function renew(): void {
     clients.forgetOld();
     if (!store.open) return;
-    const byDatabase = new Map<number, Buffer[]>();
-    for (const { state, incarnation: since, database, key } of leases.values()) {
-      if (state !== 'here' || since !== incarnation) continue;
-      const others = byDatabase.get(database);
-      if (others === undefined) byDatabase.set(database, [key]);
-      else others.push(key);
+    const byDatabase = new Map<number, Map<Buffer, Lease>>();
+    for (const lease of leases.values()) {
+      if (lease.state !== 'here' || lease.incarnation !== incarnation) continue;
+      const others = byDatabase.get(lease.database);
+      if (others === undefined) byDatabase.set(lease.database, new Map([[lease.key, lease]]));
+      else others.set(lease.key, lease);
     }
-    for (const [database, keys] of byDatabase) {
-      store.renew(database, keys).then(
-        (lost) => {
-          for (const key of lost) {
-            const lease = leases.get(idOf(database, key));
-            if (lease !== undefined) ask(lease);
-          }
-        },
-        () => undefined,
-      );
-    }
+    const askedAt = performance.now();
+    const renewals = [...byDatabase].map(async ([database, held]) => {
+      for (const key of await store.renew(database, [...held.keys()])) {
+        const lease = held.get(key)!;
+        held.delete(key);
+        if (leases.get(lease.id) === lease) ask(lease);
+      }
+      for (const lease of held.values()) lease.sureAt = Math.max(lease.sureAt, askedAt);
+    });
+    Promise.all(renewals).then(
+      () => {
+        renewedAt = askedAt;
+      },
+      () => undefined,
+    );
   }
 
   function release({ database, key }: Lease): void {
@@ -338,7 +352,7 @@ export function createLeases(options: LeaseOptions): Leases {
   function add(database: number, key: Buffer, rule: LeaseRule, mark: number): Lease {
     const lease: Lease = {
       ...{ id: idOf(database, key), database, key: Buffer.from(key), rule, mark },
-      ...{ state: 'asking', holder: undefined, incarnation, waiters: new Set() },
+      ...{ state: 'asking', holder: undefined, incarnation, sureAt: 0, waiters: new Set() },
       ...{ asking: false, askAgain: false, changed: false },
       ...{ askTimer: undefined, leaseTimer: undefined, waitTimer: undefined },
     };
@@ -412,7 +426,7 @@ export function createLeases(options: LeaseOptions): Leases {
   return {
     counters,
     get anyLapsed() {
-      return clients.anyLapsed;
+      return clients.anyLapsed || (counters.held > 0 && performance.now() - renewedAt > LEASE_MS);
     },
     miss(session, database, key, rule, mark, nothing) {
       const lease = leases.get(idOf(database, key));
@@ -461,6 +475,18 @@ export function createLeases(options: LeaseOptions): Leases {
       return [...names].map((name) => Buffer.from(name, 'latin1')).filter((key) => startsWith(key, prefix));
     },
     lapse(session, database, key) {
+      const client = clients.known(session);
+      if (client === undefined) return undefined;
+      const id = idOf(database, key);
+      const lease = leases.get(id);
+      const unsure = lease?.holder === client && performance.now() - lease.sureAt > LEASE_MS;
+      return unsure ? 'unsure' : client.lapsed.get(id)?.why;
+    },
+    async ascertain(session, database, key) {
+      const lease = leases.get(idOf(database, key));
+      // Where the KV store does not say, its client is told nothing else either.
+      const answer = lease && (await store.ask(database, key, lease.rule.leaseMs, 'keep').catch(() => undefined));
+      if (answer !== undefined && leases.get(lease!.id) === lease) take(lease!, answer);
       return clients.known(session)?.lapsed.get(idOf(database, key))?.why;
     },
     fence(session, database, key) {

@@ -155,15 +155,17 @@ function perform(parts: GetOrSetParts, exchange: Exchange, wanted: GetOrSet): vo
   exchange.args = [GET, key];
   exchange.onReply(async (frame) => {
     let reply = frame;
-    if (isNullFrame(reply) && rule !== undefined) {
+    let why = lapse === 'unsure' ? undefined : lapse;
+    if (lapse === 'unsure' && isNullFrame(frame)) why = await leases.ascertain(session, session.database, key);
+    if (isNullFrame(frame) && why !== undefined && rule !== undefined) {
       reply = await leases.miss(session, session.database, key, rule, mark, frame);
     }
     if (!isNullFrame(reply) && reply[0] !== ERROR) {
-      leases.fence(session, session.database, key);
+      if (why !== undefined) leases.fence(session, session.database, key);
       statistics.hit(mark, reply.length);
       return reply;
     }
-    if (lapse === 'voided' && reply[0] !== ERROR) {
+    if (why === 'voided' && reply[0] !== ERROR) {
       // The key was deleted since: this value is from before, and is nobody else's.
       leases.fence(session, session.database, key);
       return bulk(value);
