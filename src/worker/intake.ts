@@ -30,6 +30,7 @@ export function createIntake(options: {
     for (const delivery of deliveries) {
       const known = hand.get(delivery.id);
       if (known === undefined) {
+        readAhead.onDelivery(delivery.fields.reduce((sum, field) => sum + field.length, 0));
         fresh.push(hand.take(delivery));
         continue;
       }

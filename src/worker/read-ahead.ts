@@ -4,11 +4,14 @@
  *
  * Whatever limits how fast entries get done is a bottleneck: the slots of the process, the threads, the concurrency and
  * the rate of a handler. What an entry costs each of them on average (ms of one of its slots, over all calls for this
- * stream) tells how many entries it lets through in a while; the narrowest one counts.
+ * stream) tells how many entries it lets through in a while; the narrowest one counts. Memory sets a bound of its own.
  */
 import type { App, HandlerSpec } from './app.ts';
 
 const READ_AHEAD_MAX = 512;
+/** Of entries as large as the largest of late. */
+const READ_AHEAD_BYTES_MAX = 16 * 1024 * 1024;
+const LARGEST_DECAY = 0.98;
 /** So small that one slow call among many fast ones does not look like a change of pace. */
 const WEIGHT = 0.02;
 const COST_MS_MIN = 0.01;
@@ -24,6 +27,8 @@ interface Bottleneck {
 }
 
 export interface ReadAhead {
+  /** An entry of about this many bytes has been delivered. */
+  onDelivery(bytes: number): void;
   /** An entry for this handler has been taken in. */
   onEntry(handler: HandlerSpec): void;
   onOutcome(handler: HandlerSpec, tookMs: number): void;
@@ -48,7 +53,12 @@ export function createReadAhead(app: App, slots: (run: HandlerSpec['run']) => nu
     }
   }
 
+  let largest = 1;
+
   return {
+    onDelivery(bytes) {
+      largest = Math.max(bytes, largest * LARGEST_DECAY);
+    },
     onEntry(handler) {
       for (const each of bottlenecks) {
         if (each.meanCostMs === undefined && each.handlers.has(handler)) each.meanCostMs = Number.POSITIVE_INFINITY;
@@ -68,7 +78,7 @@ export function createReadAhead(app: App, slots: (run: HandlerSpec['run']) => nu
       const known = bottlenecks.filter((each) => each.meanCostMs !== undefined);
       if (known.length === 0) return 0;
       const entries = known.map((each) => (each.slots() * horizonMs) / Math.max(each.meanCostMs!, COST_MS_MIN));
-      return Math.min(READ_AHEAD_MAX, Math.floor(Math.min(...entries)));
+      return Math.floor(Math.min(READ_AHEAD_MAX, READ_AHEAD_BYTES_MAX / largest, ...entries));
     },
   };
 }

@@ -54,3 +54,17 @@ test('the narrowest bottleneck says how many entries are taken in ahead', () => 
   for (let i = 0; i < 1000; i += 1) ahead.onOutcome(limited!, 1);
   expect(ahead.entriesWithin(1000)).toBe(10);
 });
+
+test('large entries are not taken in ahead by the hundred', () => {
+  const app = defineApp({ streams: 'events', handlers: { fast: { run: 'in-process', handle() {} } } });
+  const [fast] = [...app.handlers.values()];
+  const ahead = createReadAhead(app, () => 16);
+  ahead.onEntry(fast!);
+  ahead.onOutcome(fast!, 0.01);
+  ahead.onDelivery(100);
+  expect(ahead.entriesWithin(1000)).toBe(512);
+  ahead.onDelivery(8 * 1024 * 1024);
+  expect(ahead.entriesWithin(1000)).toBe(2);
+  for (let i = 0; i < 1000; i += 1) ahead.onDelivery(100);
+  expect(ahead.entriesWithin(1000)).toBe(512);
+});
