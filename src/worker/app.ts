@@ -163,6 +163,9 @@ const CONCURRENCY_MAX = 10_000;
 type Rule = (value: unknown) => string | undefined;
 
 const isFunction: Rule = (value) => (typeof value === 'function' ? undefined : 'must be a function');
+/** One that is called for its value. */
+const isPlainFunction: Rule = (value) =>
+  isFunction(value) ?? (value?.constructor.name === 'AsyncFunction' ? 'must not be async' : undefined);
 const isBoolean: Rule = (value) => (typeof value === 'boolean' ? undefined : 'must be true or false');
 const isText: Rule = (value) => (typeof value === 'string' && value !== '' ? undefined : 'must be a text');
 const isRun: Rule = (value) =>
@@ -244,9 +247,9 @@ const isApp = hasOnly({
   group: isText,
   startId: isStartId,
   handlers: isHandlers,
-  route: isFunction,
-  decode: isFunction,
-  orderBy: isFunction,
+  route: isPlainFunction,
+  decode: isPlainFunction,
+  orderBy: isPlainFunction,
   retry: isRetry,
   timeoutMs: isTime,
   graceMs: isTime,
@@ -256,8 +259,8 @@ const isApp = hasOnly({
   heartbeatMs: isInteger(50, TIMER_MS_MAX),
   deadAfterMs: isTime,
   trim: isBoolean,
-  deadLetterStream: isFunction,
-  failureFields: isFunction,
+  deadLetterStream: isPlainFunction,
+  failureFields: isPlainFunction,
 });
 
 function check(definition: AppDefinition<never>): void {

@@ -64,6 +64,10 @@ export async function connectFirst(redis: Redis, url: string): Promise<void> {
 /** What a server says while it is on its way up or over: the same command may succeed in a moment. */
 const PASSING = /^(LOADING|MASTERDOWN|TRYAGAIN|READONLY|BUSY|OOM|MISCONF|CLUSTERDOWN|KVDOWN|LEDGERDOWN|RECOVERING)\b/;
 
+export function isPassing(message: string): boolean {
+  return PASSING.test(message);
+}
+
 /** Runs the first command on a connection. Throws `CONFIG` for a refusal, and when there is no answer within 10 s. */
 export async function answerFirst(action: () => Promise<unknown>): Promise<void> {
   const deadline = Date.now() + STARTUP_MS;
@@ -72,7 +76,7 @@ export async function answerFirst(action: () => Promise<unknown>): Promise<void>
       await action();
       return;
     } catch (error) {
-      const refused = error instanceof Error && error.name === 'ReplyError' && !PASSING.test(error.message);
+      const refused = error instanceof Error && error.name === 'ReplyError' && !isPassing(error.message);
       if (refused || Date.now() > deadline)
         throw new HoldfastError('CONFIG', `kv: ${messageOf(error)}`, { cause: error });
       await sleep(100);

@@ -4,11 +4,12 @@
  *
  * A dead letter's fields: `event`, `stream`, `group`, `id`, `task`, `attempts`, `takeovers`, `error`, `failedAt` (ISO),
  * `body` (the event as JSON), the entry's `ctx_…` fields, and the entry itself: `original`, its fields and values as a
- * JSON array, or `originalBase64` where they are not UTF-8.
+ * JSON array, or `originalBase64` where they are not UTF-8; neither where the KV store takes no entry so large.
  */
 import type { Redis } from 'ioredis';
-import { HoldfastError } from '../errors.ts';
+import { HoldfastError, messageOf } from '../errors.ts';
 import type { App, Fields, PermanentFailure } from './app.ts';
+import { isPassing } from './connection.ts';
 import type { Group } from './group.ts';
 import type { WorkerStore } from './store.ts';
 import { traceFields } from './trace.ts';
@@ -24,15 +25,20 @@ export interface DeadLetter {
   readonly fields: Fields;
 }
 
-async function reportOf(app: App, redis: Redis, failure: PermanentFailure): Promise<string[]> {
+/** A report is tried whole first. A KV store, or Holdfast, that takes no entry so large gets one without all of it. */
+const FORMS = ['whole', 'without event', 'without original'] as const;
+type Form = (typeof FORMS)[number];
+
+async function reportOf(app: App, redis: Redis, failure: PermanentFailure, form: Form): Promise<string[]> {
   const error = failure.errorMessage.slice(0, ERROR_TEXT_MAX);
+  const originalEvent = form === 'whole' ? failure.fields : undefined;
   const body = {
     kind: 'Event',
     reason: FAILURE_EVENT,
     type: 'Warning',
     involvedObject: { kind: 'System', name: 'queue' },
     message: `Task ${failure.task} failed for good after ${failure.attempts} attempts: ${error}`,
-    details: { errorMessage: error, retryCount: failure.attempts, originalEvent: failure.fields },
+    details: { errorMessage: error, retryCount: failure.attempts, originalEvent },
   };
   const fields: Record<string, string> = {
     event: FAILURE_EVENT,
@@ -46,10 +52,19 @@ async function reportOf(app: App, redis: Redis, failure: PermanentFailure): Prom
     failedAt: new Date().toISOString(),
     body: JSON.stringify(body),
     ...traceFields(failure.fields),
-    ...app.failureFields?.(failure),
-    ...(await originalFields(redis, failure)),
+    ...fieldsOfApp(app, failure),
+    ...(form === 'without original' ? {} : await originalFields(redis, failure)),
   };
   return Object.entries(fields).flat();
+}
+
+function fieldsOfApp(app: App, failure: PermanentFailure): Readonly<Record<string, string>> {
+  try {
+    return app.failureFields?.(failure) ?? {};
+  } catch (error) {
+    // A report without them is better than none.
+    return { failureFieldsError: messageOf(error) };
+  }
 }
 
 /** The entry's own bytes, for a dead letter is often all that is left of it. */
@@ -80,15 +95,17 @@ export function createFailureReporter(options: {
   const deadLetters = app.deadLetterStream(group.stream);
 
   /** Without a store the script is what makes the report unique: it acts only for the one who holds the entry. */
-  async function bury(failures: readonly PermanentFailure[]): Promise<void> {
-    for (const failure of failures) await group.bury(deadLetters, failure.id, await reportOf(app, commands, failure));
+  async function bury(failures: readonly PermanentFailure[], form: Form): Promise<void> {
+    for (const failure of failures) {
+      await group.bury(deadLetters, failure.id, await reportOf(app, commands, failure, form));
+    }
   }
 
   /**
    * With a store, XADD and XACK go as MULTI, which a ledger in between sees as what they are. The store's lock keeps
    * others out meanwhile, so the acknowledgement needs no other fence.
    */
-  async function buryUnderLock(known: WorkerStore, failures: readonly PermanentFailure[]): Promise<void> {
+  async function buryUnderLock(known: WorkerStore, failures: readonly PermanentFailure[], form: Form): Promise<void> {
     const owners = await group.renew(failures.map((failure) => failure.id));
     const mine = failures.filter((failure) => (owners.get(failure.id) ?? '') === '');
     if (mine.length === 0) return;
@@ -96,7 +113,8 @@ export function createFailureReporter(options: {
       const reports = new Map<string, string[]>();
       for (const item of open) {
         if (item.doubtful && (await isBuried(item.id, item.begunAtMs))) continue;
-        reports.set(item.id, await reportOf(app, commands, mine.find((failure) => failure.id === item.id)!));
+        const failure = mine.find(({ id }) => id === item.id)!;
+        reports.set(item.id, await reportOf(app, commands, failure, form));
       }
       const transaction = commands.multi();
       for (const report of reports.values()) transaction.call('XADD', deadLetters, '*', ...report);
@@ -120,9 +138,42 @@ export function createFailureReporter(options: {
     }
   }
 
+  function attempt(failures: readonly PermanentFailure[], form: Form): Promise<void> {
+    return store === undefined ? bury(failures, form) : buryUnderLock(store, failures, form);
+  }
+  async function reportAlone(failure: PermanentFailure): Promise<void> {
+    let refusal: unknown;
+    for (const form of FORMS) {
+      try {
+        await attempt([failure], form);
+        return;
+      } catch (error) {
+        if (!isRefusal(error)) throw error;
+        refusal = error;
+      }
+    }
+    throw refusal;
+  }
+
   return {
-    report: (failures) => (store === undefined ? bury(failures) : buryUnderLock(store, failures)),
+    async report(failures) {
+      try {
+        await attempt(failures, 'whole');
+      } catch (error) {
+        if (!isRefusal(error)) throw error;
+        // One of them is not taken. Each by itself, so that it holds up none of the others.
+        const results = await Promise.allSettled(failures.map(reportAlone));
+        for (const result of results) if (result.status === 'rejected') throw result.reason;
+      }
+    },
   };
+}
+
+/** The server said no, and will say so again. */
+function isRefusal(error: unknown): boolean {
+  if (!(error instanceof Error) || error.name !== 'ReplyError') return false;
+  const causes = 'previousErrors' in error ? (error.previousErrors as Error[]) : [];
+  return ![error, ...causes].some(({ message }) => isPassing(message));
 }
 
 async function readPage(redis: Redis, stream: string, from: string): Promise<DeadLetter[]> {
@@ -181,7 +232,14 @@ export async function retryDeadLetter(redis: Redis, deadLetters: string, id: str
   }
   const { fields } = letter;
   const base64 = fields.originalBase64;
-  const texts = JSON.parse(base64 ?? fields.original ?? '[]') as string[];
+  if (base64 === undefined && fields.original === undefined) {
+    await redis.unwatch();
+    throw new HoldfastError(
+      'CONFIG',
+      `dead: ${id} came without its entry, which was too large; the ledger may have it`,
+    );
+  }
+  const texts = JSON.parse(base64 ?? fields.original!) as string[];
   const values = base64 === undefined ? texts : texts.map((text) => Buffer.from(text, 'base64'));
   const transaction = redis.multi();
   transaction.call('XADD', fields.stream!, '*', ...values);

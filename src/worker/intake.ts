@@ -2,7 +2,7 @@
  * What has been delivered becomes an entry in hand: what is remembered about it is looked up, it is decoded, routed, and
  * queued for its handlers; or settled at once, where nothing is to be done any more.
  */
-import { messageOf } from '../errors.ts';
+import { HoldfastError, messageOf } from '../errors.ts';
 import type { App, HandlerSpec } from './app.ts';
 import type { AttemptMemory } from './attempt-memory.ts';
 import type { Delivery } from './group.ts';
@@ -58,7 +58,9 @@ export function createIntake(options: {
       entry.event = app.decode(entry.fields);
       const routed = app.route(entry.event, entry.fields);
       names = typeof routed === 'string' ? [routed] : routed;
-      entry.key = app.orderBy?.(entry.event, entry.fields);
+      // What JavaScript gives here may be anything.
+      if (!Array.isArray(names)) throw new HoldfastError('MALFORMED', 'route gave neither a name nor a list of names');
+      if (app.orderBy !== undefined) entry.key = String(app.orderBy(entry.event, entry.fields));
     } catch (error) {
       settlement.failForGood(entry, '', `malformed: ${messageOf(error)}`, 0);
       return;
