@@ -9,7 +9,7 @@ import { availableParallelism, loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { Redis } from 'ioredis';
 import pg from 'pg';
-import { encodeFields, restoringXadd } from '../src/ledger/entry-fields.ts';
+import { encodeFields, writeRestoringXadd } from '../src/ledger/entry-fields.ts';
 import { entryIdFrom, formatEntryId } from '../src/ledger/entry-id.ts';
 import { BulkWriter } from '../src/recovery/bulk-writer.ts';
 import { type LedgerDatabases, startLedgerDatabases } from './ledger-databases.ts';
@@ -27,6 +27,7 @@ const STREAM = 'task-queue';
 const GROUP = 'workers';
 /** Of Holdfast while it restores, beyond what it had before. */
 const RESIDENT_MB_MAX = 256;
+const FRAMES_BYTES = 256 * 1024;
 const MINUTE_MS = 60_000;
 
 function fieldsOf(n: number): Buffer {
@@ -37,13 +38,14 @@ function fieldsOf(n: number): Buffer {
 async function directRate(port: number, entries: number): Promise<number> {
   const writer = await BulkWriter.open({ host: '127.0.0.1', port }, 0);
   const key = Buffer.from('direct');
+  const fields = fieldsOf(0);
   const began = performance.now();
   for (let from = 0; from < entries; from += 500) {
-    const frames: Buffer[] = [];
-    for (let n = from; n < Math.min(from + 500, entries); n += 1) {
-      frames.push(...restoringXadd(key, `${n + 1}-0`, fieldsOf(n)));
-    }
-    writer.write([Buffer.concat(frames)], Math.min(500, entries - from));
+    const frames = Buffer.allocUnsafe(FRAMES_BYTES);
+    let bytes = 0;
+    const to = Math.min(from + 500, entries);
+    for (let n = from; n < to; n += 1) bytes = writeRestoringXadd(frames, bytes, key, `${n + 1}-0`, fields);
+    writer.write(frames.subarray(0, bytes), to - from);
     await writer.ready();
   }
   await writer.drain();

@@ -5,6 +5,8 @@
  */
 const CR = 13;
 const LF = 10;
+/** All but key and fields: numbers of at most 20 digits, an ID of at most 41 characters. */
+const XADD_BYTES_MAX = 200;
 
 function decimalLength(value: number): number {
   let length = 1;
@@ -70,16 +72,27 @@ export function decodeFields(fields: Buffer): Buffer[] {
   return members;
 }
 
-/** One `XADD key [MAXLEN n] id field value …` as a request frame, in parts. */
-export function restoringXadd(key: Buffer, idText: string, fields: Buffer, maxlen?: string): Buffer[] {
+/** How many bytes `writeRestoringXadd` writes at most. */
+export function restoringXaddLengthMax(key: Buffer, fields: Buffer): number {
+  return key.length + fields.length + XADD_BYTES_MAX;
+}
+
+/** Writes one `XADD key [MAXLEN n] id field value …` at `offset`; gives the offset behind it. */
+export function writeRestoringXadd(
+  target: Buffer,
+  offset: number,
+  key: Buffer,
+  idText: string,
+  fields: Buffer,
+  maxlen?: number,
+): number {
   const end = fields.indexOf(CR);
-  const members = Number(fields.toString('latin1', 1, end));
-  const head = `*${members + (maxlen === undefined ? 3 : 5)}\r\n$4\r\nXADD\r\n$${key.length}\r\n`;
-  const trim = maxlen === undefined ? '' : `$6\r\nMAXLEN\r\n$${maxlen.length}\r\n${maxlen}\r\n`;
-  return [
-    Buffer.from(head, 'latin1'),
-    key,
-    Buffer.from(`\r\n${trim}$${idText.length}\r\n${idText}\r\n`, 'latin1'),
-    fields.subarray(end + 2),
-  ];
+  let members = 0;
+  for (let at = 1; at < end; at += 1) members = members * 10 + fields[at]! - 0x30;
+  let at = offset;
+  at += target.write(`*${members + (maxlen === undefined ? 3 : 5)}\r\n$4\r\nXADD\r\n$${key.length}\r\n`, at, 'latin1');
+  at += key.copy(target, at);
+  const trim = maxlen === undefined ? '' : `$6\r\nMAXLEN\r\n$${String(maxlen).length}\r\n${maxlen}\r\n`;
+  at += target.write(`\r\n${trim}$${idText.length}\r\n${idText}\r\n`, at, 'latin1');
+  return at + fields.copy(target, at, end + 2);
 }

@@ -46,9 +46,9 @@ export class BulkWriter {
     const writer = new BulkWriter(socket);
     const { username, password } = address;
     if (password !== undefined) {
-      writer.write([request(username === undefined ? ['AUTH', password] : ['AUTH', username, password])], 1);
+      writer.write(request(username === undefined ? ['AUTH', password] : ['AUTH', username, password]), 1);
     }
-    writer.write([request(['SELECT', String(database)])], 1);
+    writer.write(request(['SELECT', String(database)]), 1);
     try {
       await writer.drain();
       const refused = writer.takeRefused()[0];
@@ -61,11 +61,9 @@ export class BulkWriter {
   }
 
   /** Sends whole frames holding `commands` commands. Afterwards wait on `ready`. */
-  write(frames: readonly Buffer[], commands: number): void {
+  write(frames: Buffer, commands: number): void {
     this.#sent += commands;
-    this.#socket.cork();
-    for (const frame of frames) this.#socket.write(frame);
-    this.#socket.uncork();
+    this.#socket.write(frames);
   }
 
   /** Resolves when more may be written. Rejects with KVDOWN when the connection broke. */

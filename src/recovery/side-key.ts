@@ -7,7 +7,7 @@
  */
 import { HoldfastError } from '../errors.ts';
 import { EntryIdSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
-import { restoringXadd } from '../ledger/entry-fields.ts';
+import { restoringXaddLengthMax, writeRestoringXadd } from '../ledger/entry-fields.ts';
 import {
   ENTRY_ID_MAX,
   ENTRY_ID_ZERO,
@@ -23,42 +23,21 @@ import { request } from '../resp/encode.ts';
 import { BulkWriter } from './bulk-writer.ts';
 import type { KnownGroup, KnownStream } from './compare.ts';
 import type { KvArgument, KvConnection } from './kv-connection.ts';
-import { kvEntries } from './kv-entries.ts';
+import { type KvEntry, kvEntries } from './kv-entries.ts';
 import { entryBytes, OutOfRoom } from './kv-memory.ts';
 import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { ledgerEntries } from './ledger-entries.ts';
 import type { RestoreContext } from './restore.ts';
 import { restoreKey } from './witness.ts';
 
-interface Entry {
-  readonly id: Buffer;
-  readonly fields: Buffer;
-  /** An exact MAXLEN that its XADD carried: what it trimmed stays away. */
-  readonly maxlen?: string | null;
-}
-
-const LEDGER_PAGE_ROWS = 5000;
 const FRAMES_BYTES = 256 * 1024;
 /** Entries put or left out between two looks at whether the KV store keeps up. */
 const STEPS_PER_CHECK = 1000;
 /** A side key that a dead leader leaves behind goes by itself. */
 const SIDE_KEY_TTL_MS = 3_600_000;
 
-async function* ledgerEntries(ledger: Ledger, streamId: number, after: Buffer): AsyncGenerator<Entry[]> {
-  for (let last = after; ; ) {
-    const { rows } = await ledger.pool.query<Entry>({
-      name: 'holdfast-restore-page',
-      text: `SELECT id, fields, maxlen FROM holdfast.entry
-              WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${LEDGER_PAGE_ROWS}`,
-      values: [streamId, last],
-    });
-    if (rows.length > 0) yield rows;
-    if (rows.length < LEDGER_PAGE_ROWS) return;
-    last = rows.at(-1)!.id;
-  }
-}
-
 /** One entry after the other out of pages. */
-class Head {
+class Head<Entry> {
   readonly #pages: AsyncGenerator<Entry[]>;
   #page: Entry[] = [];
   #at = 0;
@@ -82,6 +61,11 @@ class Head {
     this.#page = next.done === true ? [] : next.value;
     this.#at = 0;
     return this.#page[0];
+  }
+
+  /** No more is wanted. */
+  async end(): Promise<void> {
+    await this.#pages.return(undefined);
   }
 }
 
@@ -140,39 +124,46 @@ export async function buildSideKey(
     windowId: undefined,
   };
   const writer = await BulkWriter.open(context.address, known.database);
+  const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low));
   try {
     // How many entries stand at or below each group's checkpoint: for entries-read.
     const below = groups.map(() => -1);
-    const displaced: Entry[] = [];
-    let frames: Buffer[] = [];
+    const displaced: KvEntry[] = [];
+    let frames = Buffer.allocUnsafeSlow(FRAMES_BYTES);
     let bytes = 0;
     let commands = 0;
     let taken = 0;
     const flush = (): void => {
-      writer.write([Buffer.concat(frames)], commands);
-      frames = [];
+      writer.write(frames.subarray(0, bytes), commands);
+      frames = Buffer.allocUnsafeSlow(FRAMES_BYTES);
       bytes = 0;
       commands = 0;
     };
-    const add = (command: readonly Buffer[]): void => {
-      for (const part of command) {
-        frames.push(part);
-        bytes += part.length;
-      }
-      commands += 1;
-      if (bytes > FRAMES_BYTES) flush();
+    /** Sees to it that so many bytes more can be written. */
+    const reserve = (length: number): void => {
+      if (bytes + length <= frames.length) return;
+      if (bytes > 0) flush();
+      if (length > frames.length) frames = Buffer.allocUnsafeSlow(length);
     };
-    const put = (entry: Entry): void => {
+    const add = (command: readonly KvArgument[]): void => {
+      const frame = request(command.map((part) => (Buffer.isBuffer(part) ? part : String(part))));
+      reserve(frame.length);
+      bytes += frame.copy(frames, bytes);
+      commands += 1;
+    };
+    const put = (entry: KvEntry & { readonly maxlen?: number | undefined }): void => {
       groups.forEach((_, index) => {
         if (below[index]! < 0 && entry.id.compare(acknowledged[index]!.checkpointId) > 0) below[index] = build.length;
       });
-      const maxlen = entry.maxlen ?? undefined;
+      const { maxlen } = entry;
       taken += entryBytes(entry.fields);
-      add(restoringXadd(side, formatEntryId(entry.id), entry.fields, maxlen));
-      if (build.length === 0) add([request(['PEXPIRE', side, String(SIDE_KEY_TTL_MS)])]);
+      reserve(restoringXaddLengthMax(side, entry.fields));
+      bytes = writeRestoringXadd(frames, bytes, side, formatEntryId(entry.id), entry.fields, maxlen);
+      commands += 1;
+      if (build.length === 0) add(['PEXPIRE', side, SIDE_KEY_TTL_MS]);
       build.length += 1;
-      if (maxlen !== undefined && build.length > Number(maxlen)) {
-        const trimmed = build.length - Number(maxlen);
+      if (maxlen !== undefined && build.length > maxlen) {
+        const trimmed = build.length - maxlen;
         build.length -= trimmed;
         below.forEach((count, index) => {
           if (count > 0) below[index] = Math.max(0, count - trimmed);
@@ -181,7 +172,6 @@ export async function buildSideKey(
       build.lastId = entry.id;
     };
 
-    const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low));
     const fromKv = new Head(kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO));
     for (let steps = 1; ; steps += 1) {
       const theirs = build.seen === undefined ? undefined : (fromKv.ready ?? (await fromKv.fill()));
@@ -248,7 +238,7 @@ export async function buildSideKey(
       const above = build.length - atOrBelow + left;
       finish.push(createGroup(side, group, acknowledged[index]!.checkpointId, known, build, above));
     });
-    for (const command of finish) add([request(command.map((part) => (Buffer.isBuffer(part) ? part : String(part))))]);
+    for (const command of finish) add(command);
     flush();
     await writer.drain();
     refuse(writer);
@@ -262,6 +252,7 @@ export async function buildSideKey(
     throw thrown;
   } finally {
     writer.close();
+    await fromLedger.end();
   }
 }
 
