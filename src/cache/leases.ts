@@ -238,6 +238,7 @@ export function createLeases(options: LeaseOptions): Leases {
         ask(lease);
         return;
       case 'busy':
+        lease.changed ||= changed;
         askLater(lease, ASK_BUSY_MS);
         return;
       case 'refused':

@@ -102,6 +102,23 @@ describe.each(kvKinds)('leases on %s', async (kind) => {
     await eventually('the lease has expired here too', () => one!.cache.leases!.counters.held === 0);
   });
 
+  it('keeps to the time of a lease though the KV store was busy meanwhile', async () => {
+    const [one] = await sidecars(1, { rules: [{ pattern: 'v1/*', waitMs: 60_000, leaseMs: 2000 }] });
+    const key = newKey();
+    const direct = await rawClient(kv.port);
+    await direct.send('CONFIG', 'SET', 'busy-reply-threshold', '10');
+    await get(await one!.client(), key);
+    const waits = get(await one!.client(), key);
+    await eventually('it waits', () => waiting(one!) === 1);
+    const busy = 'local till=os.clock()+0.5 while os.clock()<till do end';
+    // What makes sidecars ask, and nothing that answers them for a while.
+    const released = ['SET', 'holdfast:epoch:leases:released', 'x', 'PX', '60000'];
+    direct.socket.write(Buffer.concat([request(released), request(['EVAL', busy, '0'])]));
+    expect(await waits).toBeNull();
+    expect(one!.cache.leases!.counters.expired).toBe(1);
+    await direct.send('CONFIG', 'SET', 'busy-reply-threshold', '5000');
+  });
+
   it('makes the next the holder when the key is deleted, through another sidecar too', async () => {
     const [one, other] = await sidecars(2);
     for (const deleter of [one!, other!]) {
