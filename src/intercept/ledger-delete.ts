@@ -82,7 +82,7 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
   function trim(exchange: Exchange, stream: Stream): void | Promise<void> {
     exchange.onReply((reply) => {
       if (reply[0] !== COLON) return reply;
-      return recovery
+      return recovery.changes
         .takeInFloor(stream)
         .catch(unavailable)
         .then(() => reply);

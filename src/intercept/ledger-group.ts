@@ -29,7 +29,7 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
     }
     exchange.onReply(async (reply) => {
       if (reply[0] === MINUS) return reply;
-      await recovery.takeInGroup(stream, name, false).catch(unavailable);
+      await recovery.changes.takeInGroup(stream, name, false).catch(unavailable);
       return reply;
     });
   }
@@ -37,12 +37,19 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
   async function change(exchange: Exchange, stream: Stream, name: Buffer): Promise<void> {
     if (!exchange.queued) await holdUntilOpen(context, exchange, stream);
     const group = stream.groups.get(name.toString('latin1'));
-    if (group === undefined) return;
+    const settle = async (): Promise<void> => {
+      await recovery.changes.takeInGroup(stream, name, true).catch(unavailable);
+    };
+    if (group === undefined) {
+      // Another sidecar may know it, or know this stream under the name that it had before.
+      exchange.onReply(async (reply) => {
+        if (reply[0] !== MINUS && reply.toString('latin1') !== ':0\r\n') await settle();
+        return reply;
+      });
+      return;
+    }
     await ledger.groups.changing(group.groupId, true).catch(unavailable);
     group.changing = true;
-    const settle = async (): Promise<void> => {
-      await recovery.takeInGroup(stream, name, true).catch(unavailable);
-    };
     exchange.onDiscard(() => {
       // Not executed: as it was.
       group.changing = false;

@@ -6,9 +6,10 @@
  * SET and its kin are not among them: a key of another type in a stream's place shows by itself that it was on purpose,
  * and the path of SET stays short.
  */
+import { setTimeout as delay } from 'node:timers/promises';
 import type { CommandEntry } from '../command/command.ts';
 import { HoldfastError } from '../errors.ts';
-import type { EndIntention } from '../ledger/intention-store.ts';
+import type { EndIntention, OpenedEnds } from '../ledger/intention-store.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
@@ -16,9 +17,11 @@ import type { Exchange, Interceptor } from './interceptor.ts';
 import { equalsWord, holdUntilWhole, knownStream, type LedgerContext } from './ledger-context.ts';
 import { beforeExec } from './transaction-steps.ts';
 
-/** What a command will do to which streams; `settle` is told of a reply that is no error. */
+/** What a command will do to streams; `settle` is told of a reply that is no error. */
 interface Reshaping {
-  readonly which: readonly Stream[] | { readonly database: number } | 'all';
+  /** These must be open before. */
+  readonly streams: readonly Stream[];
+  open(): Promise<OpenedEnds>;
   settle(intentions: readonly EndIntention[], reply: Reply): Promise<void>;
 }
 
@@ -60,6 +63,19 @@ function isHandled(command: CommandEntry | undefined): boolean {
   return OTHERS.has(name) || OVERWRITES.has(name) || EXPIRES.has(name) || STORES.has(name);
 }
 
+/** Intentions that are open, and what to do when the reply is there. */
+interface Opened {
+  readonly intentions: readonly EndIntention[];
+  readonly settle: Reshaping['settle'];
+}
+
+/** How long a command waits before it looks again whether another one is done with its streams. */
+const BUSY_MS = 20;
+
+function isDatabase(index: number): boolean {
+  return Number.isSafeInteger(index) && index >= 0 && index < 2 ** 31;
+}
+
 function isZero(reply: Reply): boolean {
   return reply.type === ':' && reply.bytes.length === 1 && reply.bytes[0] === 0x30;
 }
@@ -67,10 +83,11 @@ function isZero(reply: Reply): boolean {
 export function ledgerReshape(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
   const { intentions } = ledger;
+  const { changes } = recovery;
 
   function unavailable(thrown: unknown): never {
     ledger.postgres.failed(thrown);
-    throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; try again');
+    throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; nothing was done, try again');
   }
 
   function known(exchange: Exchange, keys: readonly (Buffer | undefined)[], database?: number): Stream[] {
@@ -82,36 +99,39 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     return [...streams];
   }
 
-  /** The streams are gone, whatever the reply was. */
-  function ending(streams: readonly Stream[]): Reshaping | undefined {
+  function end(exchange: Exchange, which: Parameters<typeof intentions.openEnd>[0]): Promise<OpenedEnds> {
+    return intentions.openEnd(which, exchange.command!.name);
+  }
+
+  /** The streams are gone, unless the reply says `spared`. */
+  function ending(
+    exchange: Exchange,
+    streams: readonly Stream[],
+    spared: (reply: Reply) => boolean = () => false,
+  ): Reshaping | undefined {
     if (streams.length === 0) return undefined;
-    return { which: streams, settle: (opened) => recovery.endStreams(opened) };
+    const streamIds = streams.map(({ streamId }) => streamId);
+    return {
+      streams,
+      open: () => end(exchange, streamIds),
+      settle: (opened, reply) => (spared(reply) ? changes.cancel(opened) : changes.endStreams(opened)),
+    };
   }
 
   function numberAt(exchange: Exchange, at: number): number {
     return Number(exchange.args[at]?.toString('latin1') ?? Number.NaN);
   }
 
-  function renaming(
-    source: Stream | undefined,
-    replaced: readonly Stream[],
-    database: number,
-    name: Buffer,
-  ): Reshaping | undefined {
-    if (source === undefined) {
-      const over = ending(replaced);
-      if (over === undefined) return undefined;
-      return {
-        ...over,
-        settle: (opened, reply) => (isZero(reply) ? intentions.cancel(opened) : recovery.endStreams(opened)),
-      };
-    }
+  /** A key that takes another's place. */
+  function renaming(exchange: Exchange, key: Buffer, database: number, name: Buffer): Reshaping | undefined {
+    const source = knownStream(context, exchange, key);
+    const replaced = known(exchange, [name], database);
+    if (source === undefined) return ending(exchange, replaced, isZero);
+    if (source.database === database && source.name.equals(name)) return undefined;
     return {
-      which: [source, ...replaced.filter((stream) => stream !== source)],
-      settle: (opened, reply) =>
-        isZero(reply) || (source.database === database && source.name.equals(name))
-          ? intentions.cancel(opened)
-          : recovery.renameStream(opened, source, database, name),
+      streams: [source, ...replaced],
+      open: () => intentions.openMove({ streamId: source.streamId, database, name }, exchange.command!.name),
+      settle: (opened, reply) => (isZero(reply) ? changes.cancel(opened) : changes.moveStreams(opened)),
     };
   }
 
@@ -122,83 +142,98 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     switch (name) {
       case 'del':
       case 'unlink':
-        return ending(known(exchange, args.slice(1)));
+        return ending(exchange, known(exchange, args.slice(1)));
       case 'flushdb':
-        return { which: { database }, settle: (opened) => recovery.endStreams(opened) };
+        return { streams: [], open: () => end(exchange, { database }), settle: (opened) => changes.endStreams(opened) };
       case 'flushall':
-        return { which: 'all', settle: (opened) => recovery.endStreams(opened) };
+        return { streams: [], open: () => end(exchange, 'all'), settle: (opened) => changes.endStreams(opened) };
       case 'rename':
       case 'renamenx':
-        if (args.length !== 3) return undefined;
-        return renaming(knownStream(context, exchange, args[1]), known(exchange, [args[2]]), database, args[2]!);
+        return args.length === 3 ? renaming(exchange, args[1]!, database, args[2]!) : undefined;
       case 'move': {
         const target = numberAt(exchange, 2);
-        if (args.length !== 3 || !Number.isSafeInteger(target)) return undefined;
-        return renaming(knownStream(context, exchange, args[1]), known(exchange, [args[1]], target), target, args[1]!);
+        if (args.length !== 3 || !isDatabase(target)) return undefined;
+        return renaming(exchange, args[1]!, target, args[1]!);
       }
       case 'swapdb': {
         const [first, second] = [numberAt(exchange, 1), numberAt(exchange, 2)];
-        if (!Number.isSafeInteger(first) || !Number.isSafeInteger(second) || first === second) return undefined;
-        const streams = [...ledger.streams.all()].filter(({ database: at }) => at === first || at === second);
-        if (streams.length === 0) return undefined;
-        return { which: streams, settle: (opened) => intentions.settleSwap(opened, first, second) };
+        if (!isDatabase(first) || !isDatabase(second) || first === second) return undefined;
+        return {
+          streams: [...ledger.streams.all()].filter(({ database: at }) => at === first || at === second),
+          open: () => intentions.openSwap(first, second, name),
+          settle: (opened) => changes.moveStreams(opened),
+        };
       }
       case 'copy': {
         const at = args.findIndex((arg, index) => index > 2 && equalsWord(arg, 'db'));
-        const over = ending(known(exchange, [args[2]], at < 0 ? undefined : numberAt(exchange, at + 1)));
-        return (
-          over && {
-            ...over,
-            settle: (opened, reply) => (isZero(reply) ? intentions.cancel(opened) : recovery.endStreams(opened)),
-          }
-        );
+        return ending(exchange, known(exchange, [args[2]], at < 0 ? undefined : numberAt(exchange, at + 1)), isZero);
       }
       case 'migrate': {
         if (args.some((arg, index) => index > 5 && equalsWord(arg, 'copy'))) return undefined;
         const at = args.findIndex((arg, index) => index > 5 && equalsWord(arg, 'keys'));
-        const over = ending(known(exchange, at < 0 ? [args[3]] : args.slice(at + 1)));
-        return (
-          over && {
-            ...over,
-            settle: (opened, reply) =>
-              reply.bytes.toString() === 'OK' ? recovery.endStreams(opened) : intentions.cancel(opened),
-          }
-        );
+        const keys = at < 0 ? [args[3]] : args.slice(at + 1);
+        return ending(exchange, known(exchange, keys), (reply) => reply.bytes.toString() !== 'OK');
       }
       case 'xsetid': {
         const [stream] = known(exchange, [args[1]]);
         if (stream === undefined) return undefined;
-        return { which: [stream], settle: (opened) => recovery.takeInWatermarks(stream, opened) };
+        return {
+          streams: [stream],
+          open: () => end(exchange, [stream.streamId]),
+          settle: (opened) => changes.takeInWatermarks(stream, opened),
+        };
       }
     }
     if (EXPIRES.has(name)) {
       const [stream] = known(exchange, [args[1]]);
       if (stream === undefined) return undefined;
-      return { which: [stream], settle: (opened) => recovery.takeInExpiry(stream, opened) };
+      return {
+        streams: [stream],
+        open: () => end(exchange, [stream.streamId]),
+        settle: (opened) => changes.takeInExpiry(stream, opened),
+      };
     }
     if (STORES.has(name)) {
       const destinations = args.filter(
         (_, index) => index > 1 && (equalsWord(args[index - 1]!, 'store') || equalsWord(args[index - 1]!, 'storedist')),
       );
-      return ending(known(exchange, destinations));
+      return ending(exchange, known(exchange, destinations));
     }
-    return ending(known(exchange, [args[OVERWRITES.get(name)!]]));
+    return ending(exchange, known(exchange, [args[OVERWRITES.get(name)!]]));
   }
 
-  async function open(exchange: Exchange, plan: Reshaping): Promise<readonly EndIntention[]> {
-    const { which } = plan;
-    const streams = typeof which === 'object' && !('database' in which) ? which : undefined;
-    for (;;) {
-      for (const stream of streams ?? []) await holdUntilWhole(context, exchange, stream);
-      const opened = await intentions
-        .openEnd(
-          streams === undefined ? (which as { database: number } | 'all') : streams.map(({ streamId }) => streamId),
-          exchange.command!.name,
-        )
-        .catch(unavailable);
-      if (!('troubled' in opened)) return opened;
-      const stream = (await ledger.streams.refresh(opened.troubled).catch(unavailable)) ?? undefined;
-      if (stream !== undefined) await holdUntilWhole(context, exchange, stream);
+  /** Gives what is open now and how it is to be settled; nothing where the command reshapes no stream any more. */
+  async function open(exchange: Exchange): Promise<Opened | undefined> {
+    for (const until = Date.now() + context.holdMs; ; ) {
+      // Anew each time: what is waited for may have moved or ended a stream.
+      const plan = reshaping(exchange);
+      if (plan === undefined) return undefined;
+      for (const stream of plan.streams) await holdUntilWhole(context, exchange, stream);
+      const opened = await plan.open().catch(unavailable);
+      if (!('busy' in opened)) return { intentions: opened, settle: plan.settle };
+      const stream = await ledger.streams.refresh(opened.busy).catch(unavailable);
+      if (stream === undefined || stream.ended) continue;
+      await holdUntilWhole(context, exchange, stream);
+      if (Date.now() > until) {
+        throw new HoldfastError(
+          'RECOVERING',
+          `another command is about to move or end the stream ${stream.name.toString()}; nothing was done, try again`,
+        );
+      }
+      await delay(BUSY_MS);
+    }
+  }
+
+  async function settle(opened: Opened, reply: Reply): Promise<void> {
+    const { intentions: ends } = opened;
+    try {
+      if (reply.type === '-' || reply.type === '!') await changes.cancel(ends);
+      else await opened.settle(ends, reply);
+      for (const { streamId } of ends) await ledger.streams.refresh(streamId);
+    } catch (thrown) {
+      ledger.postgres.failed(thrown);
+      changes.leaveToLeader(ends, thrown);
+      throw new HoldfastError('LEDGERDOWN', 'the command was executed, but the ledger could not take it in yet');
     }
   }
 
@@ -206,31 +241,29 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     name: 'ledger-reshape',
     handles: isHandled,
     request(exchange) {
-      const plan = reshaping(exchange);
-      if (plan === undefined) return;
-      let opened: readonly EndIntention[] = [];
+      if (reshaping(exchange) === undefined) return;
+      let opened: Opened | undefined;
       const begin = async (): Promise<void> => {
-        opened = await open(exchange, plan);
+        opened = await open(exchange);
       };
       exchange.onReply(async (frame) => {
-        if (opened.length === 0) return frame;
-        const reply = readReply(frame);
-        if (reply.type === '-' || reply.type === '!') await intentions.cancel(opened).catch(unavailable);
-        else await plan.settle(opened, reply).catch(unavailable);
-        for (const { streamId } of opened) await ledger.streams.refresh(streamId).catch(unavailable);
+        if (opened !== undefined && opened.intentions.length > 0) await settle(opened, readReply(frame));
         return frame;
       });
       exchange.onDiscard(() => {
-        if (opened.length === 0) return;
-        intentions.cancel(opened).catch((thrown: unknown) => ledger.postgres.failed(thrown));
+        if (opened === undefined) return;
+        changes.cancel(opened.intentions).catch((thrown: unknown) => ledger.postgres.failed(thrown));
       });
       if (exchange.queued) {
         beforeExec(exchange, begin);
         return;
       }
-      exchange.onLost((cause) => {
+      exchange.onLost((cause, clientId) => {
         // Done or not: the leader will see, by what is there. Until then nobody takes it for a loss.
-        intentions.doubt(opened).catch((thrown: unknown) => ledger.postgres.failed(thrown));
+        if (opened !== undefined && opened.intentions.length > 0) {
+          const { runId } = recovery;
+          changes.leaveToLeader(opened.intentions, cause, clientId === undefined ? undefined : { clientId, runId });
+        }
         return encode.error(cause.toReplyText());
       });
       return begin();

@@ -6,16 +6,37 @@ import type pg from 'pg';
 import { batched } from './batcher.ts';
 import { bigintArray, byteaArray } from './binary-array.ts';
 import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, maxEntryId } from './entry-id.ts';
+import { ownerIsGone } from './owner-lock.ts';
+import { retryContention } from './retry-contention.ts';
 
 export interface EndIntention {
   readonly intentionId: number;
   readonly streamId: number;
 }
 
+/** A stream that goes on in another place. */
+export interface Move {
+  readonly streamId: number;
+  readonly database: number;
+  readonly name: Buffer;
+}
+
+/** The connection on which a command was lost, and the run of the KV store that gave it its ID. */
+export interface LostConnection {
+  readonly clientId: number;
+  readonly runId: string;
+}
+
 export interface AbandonedIntention extends EndIntention {
   /** Of an intention to delete entries: their IDs, concatenated. */
   readonly ids: Buffer | undefined;
+  /** Of an intention to move streams: what it has in common with the others of the same command. */
+  readonly changeId: number | undefined;
+  readonly connection: LostConnection | undefined;
 }
+
+/** Opened, or nothing is: that stream is in trouble, or another command is about to end or move it. */
+export type OpenedEnds = readonly EndIntention[] | { readonly busy: number };
 
 interface DeleteCall {
   readonly streamId: number;
@@ -53,25 +74,44 @@ export class IntentionStore {
     this.settleDelete = batched((calls) => this.#settleDeletes(calls));
   }
 
-  /**
-   * Opens the intention to end the incarnation of streams: of those given, of one database, or of all. Opens none, and
-   * gives one that is in trouble, where a stream is not in mode `normal`: that must be over first.
-   */
+  /** Opens the intention to end the incarnation of streams: of those given, of one database, or of all. */
   async openEnd(
     which: readonly number[] | { readonly database: number } | 'all',
     command: string,
-  ): Promise<readonly EndIntention[] | { readonly troubled: number }> {
-    const { rows } = await this.#pool.query<{ intention_id: string | null; stream_id: string }>(
-      'SELECT intention_id, stream_id FROM holdfast.open_end($1::bigint[], $2, $3, $4)',
-      [
-        isList(which) ? bigintArray(which) : null,
-        typeof which === 'object' && 'database' in which ? which.database : null,
-        command,
-        this.#owner,
-      ],
+  ): Promise<OpenedEnds> {
+    return this.#opened('holdfast.open_end($1::bigint[], $2, $3, $4)', [
+      isList(which) ? bigintArray(which) : null,
+      typeof which === 'object' && 'database' in which ? which.database : null,
+      command,
+      this.#owner,
+    ]);
+  }
+
+  /** Opens the intention to move a stream, and to end the one whose place it takes. */
+  openMove({ streamId, database, name }: Move, command: string): Promise<OpenedEnds> {
+    return this.#opened('holdfast.open_moves(ARRAY[$1::bigint], ARRAY[$2::integer], ARRAY[$3::bytea], $4, $5)', [
+      streamId,
+      database,
+      name,
+      command,
+      this.#owner,
+    ]);
+  }
+
+  /** Opens the intention that the streams of two databases change places. */
+  openSwap(first: number, second: number, command: string): Promise<OpenedEnds> {
+    return this.#opened('holdfast.open_swap($1, $2, $3, $4)', [first, second, command, this.#owner]);
+  }
+
+  async #opened(call: string, values: readonly unknown[]): Promise<OpenedEnds> {
+    const { rows } = await retryContention(() =>
+      this.#pool.query<{ intention_id: string | null; stream_id: string }>(
+        `SELECT intention_id, stream_id FROM ${call}`,
+        [...values],
+      ),
     );
-    const troubled = rows.find((row) => row.intention_id === null);
-    if (troubled !== undefined) return { troubled: Number(troubled.stream_id) };
+    const busy = rows.find((row) => row.intention_id === null);
+    if (busy !== undefined) return { busy: Number(busy.stream_id) };
     return rows.map((row) => ({ intentionId: Number(row.intention_id), streamId: Number(row.stream_id) }));
   }
 
@@ -82,34 +122,50 @@ export class IntentionStore {
     ]);
   }
 
-  /** The connection broke before the reply: what became of them is to be found out. */
-  async doubt(intentions: readonly EndIntention[]): Promise<void> {
-    await this.#pool.query('UPDATE holdfast.intention SET doubted = true WHERE intention_id = ANY ($1::bigint[])', [
-      bigintArray(intentions.map(({ intentionId }) => intentionId)),
-    ]);
+  /** A command that was to move streams was not carried out. */
+  async cancelChange(changeId: number): Promise<void> {
+    await this.#pool.query('DELETE FROM holdfast.intention WHERE change_id = $1', [changeId]);
   }
 
-  /** Intentions that nobody will settle any more: doubted ones, and those of a process that is gone. */
+  /** What became of them is to be found out, by whoever leads. */
+  async doubt(intentions: readonly EndIntention[], connection: LostConnection | undefined): Promise<void> {
+    await this.#pool.query(
+      `UPDATE holdfast.intention SET doubted = true, kv_client_id = $2, kv_run_id = $3
+        WHERE intention_id = ANY ($1::bigint[])`,
+      [
+        bigintArray(intentions.map(({ intentionId }) => intentionId)),
+        connection?.clientId ?? null,
+        connection?.runId ?? null,
+      ],
+    );
+  }
+
+  /** Intentions that nobody will settle any more: doubted ones, those of a process that is gone, and very old ones. */
   async abandoned(): Promise<readonly AbandonedIntention[]> {
     const { rows } = await this.#pool.query<{
       intention_id: string;
       stream_id: string;
       kind: string;
       ids: Buffer | null;
+      change_id: string | null;
+      kv_client_id: string | null;
+      kv_run_id: string | null;
     }>(
-      `SELECT intention_id, stream_id, kind, ids FROM holdfast.intention
-        WHERE doubted OR opened_at < clock_timestamp() - interval '60 seconds' LIMIT 100`,
+      `SELECT intention_id, stream_id, kind, ids, change_id, kv_client_id, kv_run_id FROM holdfast.intention
+        WHERE doubted OR opened_at < clock_timestamp() - interval '60 seconds'
+           OR (opened_at < clock_timestamp() - interval '5 seconds' AND ${ownerIsGone('owner')})
+        ORDER BY intention_id LIMIT 100`,
     );
     return rows.map((row) => ({
       intentionId: Number(row.intention_id),
       streamId: Number(row.stream_id),
       ids: row.kind === 'delete' ? (row.ids ?? Buffer.alloc(0)) : undefined,
+      changeId: row.change_id === null ? undefined : Number(row.change_id),
+      connection:
+        row.kv_client_id === null || row.kv_run_id === null
+          ? undefined
+          : { clientId: Number(row.kv_client_id), runId: row.kv_run_id },
     }));
-  }
-
-  /** The stream goes on under another name or in another database. */
-  async settleMove(streamId: number, database: number, name: Buffer): Promise<void> {
-    await this.#pool.query('SELECT holdfast.move_stream($1, $2, $3)', [streamId, database, name]);
   }
 
   /** The stream goes on with other watermarks: those that XSETID gave it. */
@@ -124,15 +180,6 @@ export class IntentionStore {
       state.lastId,
       state.entriesAdded,
       state.maxDeletedId,
-    ]);
-  }
-
-  /** Streams of the two databases changed places. */
-  async settleSwap(intentions: readonly EndIntention[], first: number, second: number): Promise<void> {
-    await this.#pool.query('SELECT holdfast.settle_swap($1::bigint[], $2, $3)', [
-      bigintArray(intentions.map(({ intentionId }) => intentionId)),
-      first,
-      second,
     ]);
   }
 

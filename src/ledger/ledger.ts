@@ -2,6 +2,7 @@
  * The ledger in Postgres, as one process of Holdfast holds it: migrations, the writers, what is known of the streams,
  * and the session that hears what other sidecars did.
  */
+import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
@@ -11,6 +12,7 @@ import { GroupStore } from './group-store.ts';
 import { IntentionStore } from './intention-store.ts';
 import { migrate } from './migrate.ts';
 import { OutageWriter } from './outage-writer.ts';
+import { holdOwnerLock } from './owner-lock.ts';
 import { connectPostgres, type Postgres } from './postgres.ts';
 import { StreamRegistry } from './stream-registry.ts';
 
@@ -28,7 +30,7 @@ export const DEFAULT_COMMIT_LIMITS: CommitLimits = {
 export interface LedgerOptions {
   /** A postgres:// URL. */
   readonly databaseUrl: string;
-  /** Names this process in locks and intentions, e.g. host and pid. */
+  /** Names this process for operators, e.g. host and pid. */
   readonly name: string;
   readonly log: Logger;
   readonly limits?: Partial<CommitLimits>;
@@ -111,7 +113,9 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
   const heard = (notice: LedgerNotice): void => {
     for (const listener of listeners) listener(notice);
   };
-  const listening = listen({ postgres, streams, log, heard });
+  // Of this run of the process: the next one may have its name.
+  const owner = `${options.name} ${randomUUID()}`;
+  const listening = listen({ postgres, streams, owner, log, heard });
   await listening.started;
 
   return {
@@ -124,7 +128,7 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
     outage,
     acknowledgements,
     groups: new GroupStore(pool),
-    intentions: new IntentionStore(pool, options.name),
+    intentions: new IntentionStore(pool, owner),
     onNotice(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);
@@ -174,10 +178,11 @@ async function refuseLooseDurability(session: pg.Client, log: Logger): Promise<v
 function listen(options: {
   postgres: Postgres;
   streams: StreamRegistry;
+  owner: string;
   log: Logger;
   heard: (notice: LedgerNotice) => void;
 }): { readonly started: Promise<void>; stop(): Promise<void> } {
-  const { postgres, streams, log, heard } = options;
+  const { postgres, streams, owner, log, heard } = options;
   let session: pg.Client | undefined;
   let stopped = false;
   let retry: NodeJS.Timeout | undefined;
@@ -212,6 +217,7 @@ function listen(options: {
         if (session === client) session = undefined;
         later();
       });
+      await holdOwnerLock(client, owner);
       await client.query('LISTEN holdfast');
       // What was said while nobody listened.
       if (again) {

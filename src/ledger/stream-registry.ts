@@ -161,14 +161,19 @@ export class StreamRegistry {
     }
   }
 
-  /** Takes in streams that were found in the KV store. */
+  /**
+   * Takes in streams that were found in the KV store, but for those that are on their way there from another place. They count as
+   * present only once a look has seen them, for they may be gone again.
+   */
   async discover(database: number, names: readonly Buffer[]): Promise<void> {
     await this.#pool.query(
       `WITH begun AS (
-         INSERT INTO holdfast.stream (database, name, incarnation, present)
+         INSERT INTO holdfast.stream (database, name, incarnation)
          SELECT $1, found.name, 1 + coalesce((SELECT max(old.incarnation) FROM holdfast.stream AS old
-                                               WHERE old.database = $1 AND sha256(old.name) = sha256(found.name)), 0), true
+                                               WHERE old.database = $1 AND sha256(old.name) = sha256(found.name)), 0)
            FROM unnest($2::bytea[]) AS found (name)
+          WHERE NOT EXISTS (SELECT FROM holdfast.intention AS i
+                             WHERE i.target_database = $1 AND sha256(i.target_name) = sha256(found.name))
          ON CONFLICT DO NOTHING
          RETURNING stream_id
        )

@@ -56,7 +56,6 @@ function lost(cause: string): Verdict {
 
 /** `nowMs` by the KV store's or this process's clock: only for whether a time to live has passed. */
 export function compare(known: KnownStream, actual: StreamSnapshot | 'missing' | 'other', nowMs: number): Verdict {
-  if (known.ending) return SAME;
   if (actual === 'other') return { kind: 'ended', cause: REPLACED };
   const expired = known.expiresAtMs !== undefined && known.expiresAtMs <= nowMs;
   if (actual === 'missing') {

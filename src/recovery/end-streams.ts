@@ -1,104 +1,193 @@
 /**
- * Ends incarnations whose intention was carried out. An XADD that the KV store executed after the DEL, and that committed
- * before it was settled, named the incarnation that is over: under the stream's lock, which stops further commits to it,
- * what was committed since the intention opened and is in the KV store still is taken over by the next incarnation. Where
- * the KV store cannot be asked, all of it is.
+ * Settles intentions that were carried out: incarnations end, or streams go on in another place. An XADD that the KV store
+ * executed after the command, and that committed before it was settled, named what had the place before: under the
+ * streams' locks, which stop further commits, what was committed there since the intention opened and is in the KV store still
+ * is handed over to what has the place now. Where the KV store cannot be asked, all of it is.
  */
+import type pg from 'pg';
 import { byteaArray } from '../ledger/binary-array.ts';
-import { encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId } from '../ledger/entry-id.ts';
+import { inPooledTransaction } from '../ledger/in-transaction.ts';
 import type { EndIntention } from '../ledger/intention-store.ts';
 import type { Ledger } from '../ledger/ledger.ts';
-import type { KvArgument, KvConnection, KvReply } from './kv-connection.ts';
+import { retryContention } from '../ledger/retry-contention.ts';
+import { sqlState } from '../ledger/sqlstate.ts';
+import type { KvConnection } from './kv-connection.ts';
+import { entriesAt } from './kv-entries.ts';
+import { isWrongType } from './replaced.ts';
 
-interface Candidate {
-  readonly id: Buffer;
-  readonly fields: Buffer;
+/** A stream in its place, and the one that has that place now; null for one that may have to be begun. */
+interface Successor {
+  readonly stream_id: string;
+  readonly heir: string | null;
+  readonly since: Date;
+  readonly database: number;
+  readonly name: Buffer;
 }
 
-const CANDIDATES_MAX = 10_000;
+const PAGE_ROWS = 5000;
+const UNIQUE_VIOLATION = '23505';
+const MOVE_ATTEMPTS_MAX = 10;
 
-/** `successor`: the stream that has the name now, where it is known; else the name's next incarnation is begun if needed. */
+/** The incarnations are over. Rejects with Postgres's errors. */
 export async function endStreams(
   ledger: Ledger,
   connection: KvConnection | undefined,
   intentions: readonly EndIntention[],
-  successor?: number,
 ): Promise<void> {
-  for (const intention of intentions) {
-    await endStream(ledger, connection, intention, successor);
-    await ledger.streams.refresh(intention.streamId);
+  for (const { intentionId } of intentions) {
+    const ended = await retryContention(() =>
+      inPooledTransaction(ledger.pool, (client) => endStream(client, connection, intentionId)),
+    );
+    if (ended !== undefined) await ledger.streams.refresh(ended);
   }
 }
 
+/** Gives the stream that the intention was about. It may have been another one when the intention was opened. */
 async function endStream(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  intentionId: number,
+): Promise<number | undefined> {
+  const read = async () => {
+    const { rows } = await client.query<Successor & { command: string; ended: boolean }>(
+      `SELECT stream_id, NULL AS heir, opened_at AS since, database, name, command, ended_at IS NOT NULL AS ended
+         FROM holdfast.intention JOIN holdfast.stream USING (stream_id) WHERE intention_id = $1`,
+      [intentionId],
+    );
+    return rows[0];
+  };
+  let ending = await read();
+  for (let locked: string | undefined; ending !== undefined && locked !== ending.stream_id; ending = await read()) {
+    locked = ending.stream_id;
+    await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [locked]);
+  }
+  if (ending === undefined) return undefined;
+  if (!ending.ended) {
+    const kept = await keptEntries(client, connection, ending);
+    await client.query('SELECT holdfast.end_stream($1, $2)', [ending.stream_id, ending.command]);
+    const { rows } = await client.query<{ waits: boolean }>(
+      'SELECT EXISTS (SELECT FROM holdfast.backlog WHERE stream_id = $1 AND accepted_at >= $2) AS waits',
+      [ending.stream_id, ending.since],
+    );
+    if (kept.length > 0 || rows[0]!.waits) await handOver(client, ending, kept);
+  }
+  await client.query('DELETE FROM holdfast.intention WHERE intention_id = $1', [intentionId]);
+  return Number(ending.stream_id);
+}
+
+/**
+ * The streams of one command are in their new places. What stands there by now in the ledger, because somebody used or
+ * found the new name before this, is the same stream and goes into it. Rejects with Postgres's errors.
+ */
+export async function moveStreams(
   ledger: Ledger,
   connection: KvConnection | undefined,
-  intention: EndIntention,
-  successor: number | undefined,
+  intentions: readonly EndIntention[],
 ): Promise<void> {
-  const client = await ledger.pool.connect();
-  let broken: Error | undefined;
-  try {
-    await client.query('BEGIN');
-    await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [intention.streamId]);
-    const { rows } = await client.query<{ database: number; name: Buffer; command: string }>(
-      `SELECT database, name, command FROM holdfast.intention JOIN holdfast.stream USING (stream_id)
-        WHERE intention_id = $1 AND ended_at IS NULL`,
-      [intention.intentionId],
-    );
-    const ending = rows[0];
-    if (ending !== undefined) {
-      const { rows: candidates } = await client.query<Candidate>(
-        `SELECT id, fields FROM (
-           SELECT id, fields, committed_at FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT ${CANDIDATES_MAX}
-         ) AS latest
-          WHERE committed_at >= (SELECT opened_at FROM holdfast.intention WHERE intention_id = $2)`,
-        [intention.streamId, intention.intentionId],
+  const touched = new Set(intentions.map(({ streamId }) => streamId));
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      const over = await retryContention(() =>
+        inPooledTransaction(ledger.pool, (client) => moveTogether(client, connection, intentions[0]!.intentionId)),
       );
-      const kept = await stillThere(connection, ending.database, ending.name, candidates);
-      await client.query('SELECT holdfast.end_stream($1, $2)', [intention.streamId, ending.command]);
-      if (kept.length > 0) {
-        await client.query('SELECT holdfast.hand_over($1, $2, $3::bytea[])', [
-          intention.streamId,
-          successor ?? null,
-          byteaArray(kept),
-        ]);
-      }
+      for (const streamId of over) touched.add(streamId);
+      break;
+    } catch (thrown) {
+      // Another record was begun in one of the places after all had been locked: it is locked the next time.
+      if (attempt >= MOVE_ATTEMPTS_MAX || sqlState(thrown) !== UNIQUE_VIOLATION) throw thrown;
     }
-    await client.query('DELETE FROM holdfast.intention WHERE intention_id = $1', [intention.intentionId]);
-    await client.query('COMMIT');
-  } catch (thrown) {
-    broken = thrown instanceof Error ? thrown : new Error(String(thrown));
-    throw thrown;
-  } finally {
-    client.release(broken);
   }
+  for (const streamId of touched) await ledger.streams.refresh(streamId);
 }
 
-async function stillThere(
+/** Gives the streams that are over by it. */
+async function moveTogether(
+  client: pg.PoolClient,
   connection: KvConnection | undefined,
-  database: number,
-  name: Buffer,
-  candidates: readonly Candidate[],
+  intentionId: number,
+): Promise<number[]> {
+  const { rows } = await client.query<{ change_id: string; command: string }>(
+    'SELECT change_id, command FROM holdfast.intention WHERE intention_id = $1',
+    [intentionId],
+  );
+  // Somebody else has settled it.
+  if (rows[0] === undefined) return [];
+  const { change_id: changeId, command } = rows[0];
+  const { rows: over } = await client.query<Successor>(
+    'SELECT stream_id, heir, since, database, name FROM holdfast.lock_moving($1) JOIN holdfast.stream USING (stream_id)',
+    [changeId],
+  );
+  // Commits that named a stream which had left its place by then. Where they belong only the KV store knows.
+  const { rows: left } = await client.query<Successor>(
+    'SELECT stream_id, heir, since, database, name FROM holdfast.places_taken($1) JOIN holdfast.stream USING (stream_id)',
+    [changeId],
+  );
+  for (const leaving of left) await handOver(client, leaving, (await stillThere(client, connection, leaving)) ?? []);
+  for (const replaced of over) {
+    await client.query('SELECT holdfast.end_stream($1, $2)', [replaced.stream_id, command]);
+    await handOver(client, replaced, await keptEntries(client, connection, replaced));
+  }
+  await client.query('SELECT holdfast.settle_moves($1)', [changeId]);
+  return over.map((row) => Number(row.stream_id));
+}
+
+async function handOver(client: pg.PoolClient, { stream_id, heir, since }: Successor, ids: Buffer[]): Promise<void> {
+  await client.query('SELECT holdfast.hand_over($1, $2, $3::bytea[], $4)', [stream_id, heir, byteaArray(ids), since]);
+}
+
+/** What is to be handed over; all that was committed since, where that cannot be found out. */
+async function keptEntries(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  successor: Successor,
 ): Promise<Buffer[]> {
-  if (candidates.length === 0) return [];
-  const all = candidates.map(({ id }) => id);
-  if (connection === undefined) return all;
-  try {
-    const replies = await connection.pipeline(
-      database,
-      candidates.map(({ id }): KvArgument[] => {
-        const text = formatEntryId(id);
-        return ['XRANGE', name, text, text];
-      }),
+  const there = await stillThere(client, connection, successor);
+  if (there !== undefined) return there;
+  const kept: Buffer[] = [];
+  for await (const page of committedSince(client, successor)) kept.push(...page.map(({ id }) => id));
+  return kept;
+}
+
+/** Of what was committed to a stream since `since`, what its place has now; `undefined` where the KV store cannot be asked. */
+async function stillThere(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  successor: Successor,
+): Promise<Buffer[] | undefined> {
+  if (connection === undefined) return undefined;
+  const kept: Buffer[] = [];
+  for await (const page of committedSince(client, successor)) {
+    try {
+      const there = await entriesAt(
+        connection,
+        successor,
+        page.map(({ id }) => id),
+      );
+      for (const { id, fields } of page) {
+        if (there.get(id.toString('latin1'))?.equals(fields) === true) kept.push(id);
+      }
+    } catch (thrown) {
+      return isWrongType(thrown) ? [] : undefined;
+    }
+  }
+  return kept;
+}
+
+/** But for what the heir has rows of. */
+async function* committedSince(
+  client: pg.PoolClient,
+  { stream_id, heir, since }: Successor,
+): AsyncGenerator<{ readonly id: Buffer; readonly fields: Buffer }[]> {
+  for (let last: Buffer = Buffer.alloc(0); ; ) {
+    const { rows } = await client.query<{ id: Buffer; fields: Buffer }>(
+      `SELECT id, fields FROM holdfast.entry
+        WHERE stream_id = $1 AND id > $2 AND committed_at >= $3
+          AND NOT EXISTS (SELECT FROM holdfast.entry AS same WHERE same.stream_id = $4 AND same.id = entry.id)
+        ORDER BY id LIMIT ${PAGE_ROWS}`,
+      [stream_id, last, since, heir],
     );
-    return all.filter((_, at) => {
-      const found = replies[at] as KvReply[] | Error;
-      const member = Array.isArray(found) ? (found[0] as [Buffer, Buffer[]] | undefined) : undefined;
-      return member !== undefined && encodeFields(member[1]).equals(candidates[at]!.fields);
-    });
-  } catch {
-    return all;
+    if (rows.length === 0) return;
+    yield rows;
+    last = rows.at(-1)!.id;
   }
 }

@@ -20,16 +20,16 @@ import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { byteaArray } from '../ledger/binary-array.ts';
 import { encodeFields } from '../ledger/entry-fields.ts';
-import { ENTRY_ID_LENGTH, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
-import type { EndIntention } from '../ledger/intention-store.ts';
+import { formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
+import { settleAbandoned } from './abandoned.ts';
 import { applyAcknowledgements } from './apply-acknowledgements.ts';
-import { checkpointOf, floorOf, type Looked, saveCheckpoints } from './checkpoint.ts';
+import { type Looked, saveCheckpoints } from './checkpoint.ts';
+import { ClientChanges } from './client-changes.ts';
 import { compare, type KnownStream } from './compare.ts';
 import { Discovery } from './discover.ts';
-import { endStreams } from './end-streams.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { byField, isOutOfMemory, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
 import { OutOfRoom } from './kv-memory.ts';
@@ -114,6 +114,8 @@ const STREAMS_PER_SNAPSHOT = 64;
 export class Recovery {
   readonly ledgered: StreamFilter;
   readonly ledger: Ledger;
+  /** What clients did on purpose, to be taken in. */
+  readonly changes: ClientChanges;
   readonly #address: KvAddress;
   readonly #lookIntervalMs: number;
   readonly #closeLanes: RecoveryOptions['closeLanes'];
@@ -167,6 +169,7 @@ export class Recovery {
     this.#log = options.log;
     this.#leadership = new Leadership(options.ledger, options.log);
     this.#discovery = new Discovery(options.ledger, options.ledgered);
+    this.changes = new ClientChanges(options.ledger, () => this.#connect(), options.log);
   }
 
   get state(): KvState {
@@ -364,83 +367,6 @@ export class Recovery {
     const found = await entryAt(connection, stream, formatEntryId(id));
     const member = found[0] as [Buffer, Buffer[]] | undefined;
     return member !== undefined && encodeFields(member[1]).equals(encodeFields(args, firstField));
-  }
-
-  /** Writes a group down as the KV store has it now; `replace` where its present generation is over. */
-  async takeInGroup(stream: Stream, name: Buffer, replace: boolean): Promise<void> {
-    const connection = await this.#connect();
-    const text = name.toString('latin1');
-    const look = async (groups: readonly string[]) => {
-      const request = { database: stream.database, name: stream.name, groups };
-      const actual = (await readSnapshot(connection, [request])).streams[0]!;
-      return typeof actual === 'string' ? undefined : actual.groups.get(text);
-    };
-    let group = await look([]);
-    // XPENDING only where there is something pending: for a group that was destroyed it would count as an error in INFO.
-    if (group !== undefined && group.pending > 0) group = await look([text]);
-    const checkpointId = group === undefined ? undefined : checkpointOf(group);
-    const state =
-      group === undefined || checkpointId === undefined
-        ? undefined
-        : { name, checkpointId, lastDeliveredId: group.lastDeliveredId, entriesRead: group.entriesRead };
-    await this.ledger.groups.settle(stream.streamId, name, state, replace);
-    await this.ledger.streams.refresh(stream.streamId);
-  }
-
-  async #actual(stream: Stream): Promise<StreamSnapshot | 'missing' | 'other'> {
-    const connection = await this.#connect();
-    const snapshot = await readSnapshot(connection, [{ database: stream.database, name: stream.name, groups: [] }]);
-    return snapshot.streams[0]!;
-  }
-
-  /** After a client's XTRIM: what is below the first entry now stays away. */
-  async takeInFloor(stream: Stream): Promise<void> {
-    const actual = await this.#actual(stream);
-    if (typeof actual === 'string') return;
-    await this.ledger.pool.query(
-      `UPDATE holdfast.stream SET floor_id = GREATEST(floor_id, $2)
-        WHERE stream_id = $1 AND epoch = $3 AND ended_at IS NULL`,
-      [stream.streamId, floorOf(actual), stream.epoch],
-    );
-  }
-
-  /** What clients took away is gone, and the incarnations are over. */
-  async endStreams(intentions: readonly EndIntention[]): Promise<void> {
-    await endStreams(this.ledger, await this.#connect().catch(() => undefined), intentions);
-  }
-
-  /** The stream goes on under another name; what had that name, the other intentions, is over. */
-  async renameStream(
-    intentions: readonly EndIntention[],
-    stream: Stream,
-    database: number,
-    name: Buffer,
-  ): Promise<void> {
-    const own = intentions.filter(({ streamId }) => streamId === stream.streamId);
-    const replaced = intentions.filter(({ streamId }) => streamId !== stream.streamId);
-    await endStreams(this.ledger, await this.#connect().catch(() => undefined), replaced, stream.streamId);
-    await this.ledger.intentions.settleMove(stream.streamId, database, name);
-    await this.ledger.intentions.cancel(own);
-  }
-
-  /** After a client's XSETID: the watermarks are what it made them. */
-  async takeInWatermarks(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
-    const actual = await this.#actual(stream);
-    if (typeof actual === 'string') await this.ledger.intentions.cancel(intentions);
-    else await this.ledger.intentions.settleXsetid(intentions, stream.streamId, actual);
-  }
-
-  /** After a client's EXPIRE or PERSIST: the time to live as it is now, or the end, where it was in the past. */
-  async takeInExpiry(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
-    const actual = await this.#actual(stream);
-    if (typeof actual !== 'string') {
-      await this.ledger.pool.query('UPDATE holdfast.stream SET expires_at_ms = $2 WHERE stream_id = $1', [
-        stream.streamId,
-        actual.expiresAtMs ?? null,
-      ]);
-    }
-    if (typeof actual === 'string') await this.endStreams(intentions);
-    else await this.ledger.intentions.cancel(intentions);
   }
 
   /**
@@ -751,7 +677,8 @@ export class Recovery {
         throw new HoldfastError('KVDOWN', 'the KV store became another one');
       }
       for (const [index, stream] of chunk.entries()) {
-        if (stream.mode === 'restoring') continue;
+        // Of one that is about to end or move nothing can be concluded, nor saved.
+        if (stream.mode === 'restoring' || stream.ending) continue;
         const actual = streams[index]!;
         let verdict = compare(stream, actual, Date.now());
         if (isAnother && verdict.kind === 'same' && typeof actual !== 'string') {
@@ -861,7 +788,7 @@ export class Recovery {
 
   async #workOnce(): Promise<void> {
     const { ledger } = this;
-    await this.#settleAbandoned();
+    await settleAbandoned(ledger, await this.#connect());
     const { rows } = await ledger.pool.query<{ stream_id: string; mode: string }>(
       `SELECT stream_id, mode FROM holdfast.stream WHERE ended_at IS NULL AND mode <> 'normal'
        UNION
@@ -885,28 +812,6 @@ export class Recovery {
     // All must have ended before the work is over, also where one of them could not even note its failure.
     const ends = await Promise.allSettled(Array.from({ length: STREAMS_MENDED_AT_ONCE }, mendNext));
     for (const end of ends) if (end.status === 'rejected') throw end.reason;
-  }
-
-  /** What a client willed and nobody will settle any more is judged by what is there. */
-  async #settleAbandoned(): Promise<void> {
-    const { intentions, streams } = this.ledger;
-    for (const intention of await intentions.abandoned()) {
-      const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
-      if (stream === undefined || stream.ended) {
-        await intentions.cancel([intention]);
-        continue;
-      }
-      const connection = await this.#connect();
-      if (intention.ids === undefined) {
-        const actual = await this.#actual(stream);
-        if (typeof actual === 'string') await this.endStreams([intention]);
-        else await intentions.cancel([intention]);
-        continue;
-      }
-      const first = formatEntryId(intention.ids.subarray(0, ENTRY_ID_LENGTH));
-      const found = await entryAt(connection, stream, first);
-      await intentions.settleDelete({ intentionId: intention.intentionId, deleted: found.length === 0 });
-    }
   }
 
   /** Gives whether it must be gone on with when the KV store has room. `sharers`: streams that are mended now. */

@@ -22,7 +22,13 @@ export async function endWhereReplaced(
 ): Promise<boolean> {
   const type = String(await connection.command(stream.database, ['TYPE', stream.name]));
   if (type === 'none' || type === 'stream') return false;
-  await ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, REPLACED]);
+  // A stream that is on its way to another place may be there by now.
+  const { rowCount } = await ledger.pool.query(
+    `SELECT holdfast.end_stream($1, $2)
+      WHERE NOT EXISTS (SELECT FROM holdfast.intention WHERE stream_id = $1 AND change_id IS NOT NULL)`,
+    [stream.streamId, REPLACED],
+  );
+  if (rowCount === 0) return false;
   await ledger.streams.refresh(stream.streamId);
   log.warn(
     { stream: stream.name.toString(), database: stream.database, type },
