@@ -92,7 +92,7 @@ describe('an operator', () => {
     // Entries of one millisecond are all since then.
     const since = ids.filter((id) => id.split('-')[0]! >= ids[3]!.split('-')[0]!).length;
     expect(replayed.stdout).toMatch(new RegExp(`^${since} entries added again, \\d+-\\d+ to \\d+-\\d+\\n$`));
-    const again = (await client.xreadgroup('GROUP', 'workers', 'w', 'STREAMS', 'task-queue', '>')) as [
+    const again = (await client.xreadgroup('GROUP', 'workers', 'w', 'BLOCK', 20_000, 'STREAMS', 'task-queue', '>')) as [
       string,
       [string, string[]][],
     ][];

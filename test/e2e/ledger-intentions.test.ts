@@ -107,7 +107,7 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
     await client.rename('s', 't');
     await staysGone('s');
     await eventually('it is back under its new name', () => direct.exists('t'));
-    expect(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 't', '>')).toEqual([
+    expect(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 't', '>')).toEqual([
       ['t', ids.map((id, n) => [id, ['n', String(n)]])],
     ]);
     expect(await client.xadd('s', '*', 'f', 'v')).toMatch(/-0$/);

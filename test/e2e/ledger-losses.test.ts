@@ -133,7 +133,10 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await client.xack('s', 'g', ids[0]!, ids[1]!);
     await sidecar.recovery.look();
     await direct.xgroup('DESTROY', 's', 'g');
-    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>')) as [
+      string,
+      [string, string[]][],
+    ][];
     expect(reply[0]![1].map(([id]) => id)).toEqual(ids.slice(2));
   });
 
@@ -167,7 +170,10 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     expect((await stat(join(directory, file))).size).toBeGreaterThan(0);
     await restored(1);
     expect(await idsOf('s')).toEqual([...old, ...young]);
-    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>')) as [
+      string,
+      [string, string[]][],
+    ][];
     expect(reply[0]![1].map(([id]) => id)).toEqual([old[2], ...young]);
   });
 
@@ -264,7 +270,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await looks();
     await direct.flushall();
     await restored(1);
-    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 'old', '>')) as [
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 'old', '>')) as [
       string,
       [string, string[]][],
     ][];
@@ -285,7 +291,10 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await direct.multi().del('s').xadd('s', '5-1', 'event', 'other').exec();
     await sidecar.recovery.look();
     await restored(1);
-    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')) as [string, [string, string[]][]][];
+    const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>')) as [
+      string,
+      [string, string[]][],
+    ][];
     const events = reply[0]![1];
     expect(events.map(([, [, event]]) => event)).toEqual(['other', 'kept', 'lost']);
     expect(events.slice(0, 2).map(([id]) => id)).toEqual(['5-1', '6-1']);

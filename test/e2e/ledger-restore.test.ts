@@ -58,14 +58,14 @@ describe.each(kvKinds)('a ledgered stream in %s', (kind) => {
     const refused = await blocked.catch((thrown: Error) => thrown.message);
     expect(refused).toMatch(/^NOGROUP/);
 
-    const waiting = worker.xreadgroup('GROUP', 'workers', 'w', 'BLOCK', 10_000, 'STREAMS', 'task-queue', '>');
+    const waiting = worker.xreadgroup('GROUP', 'workers', 'w', 'BLOCK', 0, 'STREAMS', 'task-queue', '>');
     await kv.kill9();
     const during = await producer.xadd('task-queue', '*', 'n', '2');
     await kv.restart();
     const entries = (await waiting) as Entries;
     expect(entries).toEqual([['task-queue', [[during, ['n', '2']]]]]);
     const after = await producer.xadd('task-queue', '*', 'n', '3');
-    expect(await worker.xreadgroup('GROUP', 'workers', 'w', 'STREAMS', 'task-queue', '>')).toEqual([
+    expect(await worker.xreadgroup('GROUP', 'workers', 'w', 'BLOCK', 20_000, 'STREAMS', 'task-queue', '>')).toEqual([
       ['task-queue', [[after, ['n', '3']]]],
     ]);
     expect(sidecar.recovery.status().restoresTotal).toBe(1);
@@ -90,7 +90,7 @@ describe.each(kvKinds)('a ledgered stream in %s', (kind) => {
     await kv.restart();
     expect(await client.xreadgroup('GROUP', 'workers', 'w', 'STREAMS', 'task-queue', '>')).toBeNull();
     const id = await client.xadd('task-queue', '*', 'n', '1');
-    expect(await client.xreadgroup('GROUP', 'workers', 'w', 'STREAMS', 'task-queue', '>')).toEqual([
+    expect(await client.xreadgroup('GROUP', 'workers', 'w', 'BLOCK', 20_000, 'STREAMS', 'task-queue', '>')).toEqual([
       ['task-queue', [[id, ['n', '1']]]],
     ]);
   });

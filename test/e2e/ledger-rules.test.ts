@@ -62,9 +62,8 @@ describe.each(kvKinds)('with %s', (kind) => {
   }
 
   async function add(client: Redis, count: number, stream = 's'): Promise<string[]> {
-    const ids: string[] = [];
-    for (let n = 0; n < count; n += 1) ids.push((await client.xadd(stream, '*', 'n', String(n)))!);
-    return ids;
+    const adding = Array.from({ length: count }, (_, n) => client.xadd(stream, '*', 'n', String(n)));
+    return (await Promise.all(adding)) as string[];
   }
 
   async function idsOf(stream = 's'): Promise<string[]> {
@@ -133,7 +132,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     await sidecar.recovery.look();
     await direct.flushall();
     await restored(sidecar);
-    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual(['1-1']);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual(['1-1']);
   });
 
   test('[3] an ID that the ledger has with other fields is told, not ignored', async () => {
@@ -331,7 +330,10 @@ describe.each(kvKinds)('with %s', (kind) => {
     await sidecar.recovery.look();
     await direct.flushall();
     await restored(sidecar);
-    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual([ids[0], ids[3]]);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual([
+      ids[0],
+      ids[3],
+    ]);
   });
 
   test('[10] an acknowledgement that one sidecar took alone reaches the KV store, which the leader never lost', async () => {
@@ -341,7 +343,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const client = far.client();
     await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
     const ids = await add(client, 3);
-    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual(ids);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual(ids);
     cut.cut();
     await eventually('down', () => far.recovery.state === 'down');
     expect(await client.xack('s', 'g', ids[0]!, ids[1]!)).toBe(2);
@@ -359,7 +361,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     expect(await client.xack('s', 'g', ...ids)).toBe(0);
     await new Promise((resolve) => setTimeout(resolve, 300));
     await direct.flushall();
-    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual(ids);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual(ids);
   });
 
   test("[11] a second group's backlog costs the first no duplicates", async () => {
@@ -383,7 +385,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     }
     expect(again).toEqual([ids[0], ...ids.slice(20)]);
     expect((await direct.xpending('s', 'quick'))[0]).toBe(11);
-    expect(idsIn(await client.xreadgroup('GROUP', 'slow', 'c', 'STREAMS', 's', '>'))).toEqual(ids);
+    expect(idsIn(await client.xreadgroup('GROUP', 'slow', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual(ids);
   });
 
   test('[15] a group is in the ledger before its client hears', async () => {
@@ -392,7 +394,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const ids = await add(client, 2);
     await client.xgroup('CREATE', 's', 'g', ids[0]!);
     await direct.flushall();
-    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual([ids[1]]);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual([ids[1]]);
   });
 
   test('the KV store dies twice during a restore', async () => {
@@ -411,9 +413,9 @@ describe.each(kvKinds)('with %s', (kind) => {
     await kv.restart();
     const delivered: string[] = [];
     while (delivered.length < ids.length) {
-      const some = idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'COUNT', 5000, 'BLOCK', 5000, 'STREAMS', 's', '>'));
-      if (some.length === 0) break;
-      delivered.push(...some);
+      delivered.push(
+        ...idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'COUNT', 5000, 'BLOCK', 1000, 'STREAMS', 's', '>')),
+      );
     }
     expect(delivered).toEqual(ids);
   });
@@ -444,7 +446,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     await direct.flushall();
     await restored(sidecar);
     expect(await client.xack('s', 'g', ids[0]!, ids[1]!)).toBe(2);
-    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual([ids[2]]);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual([ids[2]]);
   });
 
   test('an outage: explicit, partial and forbidden XADDs are judged as the KV store would', async () => {

@@ -47,7 +47,8 @@ export function clientOf(port: number): Redis {
 
 export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
   const log = pino({ level: process.env.HOLDFAST_TEST_LOG ?? 'silent' });
-  const holdMs = options.holdMs ?? 5000;
+  // Long, for a test is about what happens, not about how fast this machine is.
+  const holdMs = options.holdMs ?? 30_000;
   const ledger = await openLedger({
     databaseUrl: options.databaseUrl,
     name: `test:${process.pid}`,
