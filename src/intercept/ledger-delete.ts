@@ -16,7 +16,7 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
 
   function unavailable(thrown: unknown): never {
-    ledger.postgres.failed(thrown);
+    recovery.changes.report(thrown);
     throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; nothing was deleted, try again');
   }
 

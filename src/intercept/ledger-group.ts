@@ -15,7 +15,7 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
 
   function unavailable(thrown: unknown): never {
-    ledger.postgres.failed(thrown);
+    recovery.changes.report(thrown);
     throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; try again');
   }
 

@@ -86,7 +86,7 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
   const { changes } = recovery;
 
   function unavailable(thrown: unknown): never {
-    ledger.postgres.failed(thrown);
+    changes.report(thrown);
     throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; nothing was done, try again');
   }
 

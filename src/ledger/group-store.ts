@@ -1,5 +1,6 @@
 /** Consumer groups in the ledger: one row for each generation, which XGROUP CREATE, SETID and DESTROY begin and end. */
 import type pg from 'pg';
+import { retryContention } from './retry-contention.ts';
 
 export interface GroupState {
   readonly name: Buffer;
@@ -17,7 +18,7 @@ export class GroupStore {
 
   /** Marks that a SETID or DESTROY is on its way, or is not any more. */
   async changing(groupId: number, changing: boolean): Promise<void> {
-    await this.#pool.query(
+    await this.#query(
       `UPDATE holdfast.consumer_group SET changing = $2, changing_since = CASE WHEN $2 THEN clock_timestamp() END
         WHERE group_id = $1 AND ended_at IS NULL`,
       [groupId, changing],
@@ -29,7 +30,7 @@ export class GroupStore {
    * Without `replace` a group that is there already stays as it is.
    */
   async settle(streamId: number, name: Buffer, state: GroupState | undefined, replace: boolean): Promise<void> {
-    await this.#pool.query('SELECT holdfast.settle_group($1, $2, $3, $4, $5, $6)', [
+    await this.#query('SELECT holdfast.settle_group($1, $2, $3, $4, $5, $6)', [
       streamId,
       name,
       replace,
@@ -37,5 +38,9 @@ export class GroupStore {
       state?.lastDeliveredId ?? null,
       state?.entriesRead ?? null,
     ]);
+  }
+
+  async #query(text: string, values: readonly unknown[]): Promise<void> {
+    await retryContention(() => this.#pool.query(text, [...values]));
   }
 }

@@ -258,11 +258,15 @@ BEGIN
   PERFORM pg_notify('holdfast', 'stream ' || heir);
 END $$;
 
--- As before, but that the end of a generation is written down also of a group that was not.
+-- As before, but that the end of a generation is written down also of a group that was not, and that the stream's row comes
+-- first, as where checkpoints are saved.
 CREATE OR REPLACE FUNCTION holdfast.settle_group(
   p_stream bigint, p_name bytea, p_replace boolean, p_checkpoint bytea, p_delivered bytea, p_read bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+  IF p_checkpoint IS NOT NULL THEN
+    UPDATE holdfast.stream SET present = true WHERE stream_id = p_stream AND NOT present;
+  END IF;
   IF p_replace THEN
     UPDATE holdfast.consumer_group SET ended_at = clock_timestamp(), changing = false
      WHERE stream_id = p_stream AND name = p_name AND ended_at IS NULL;
@@ -278,7 +282,6 @@ BEGIN
     SELECT p_stream, p_name, coalesce(max(generation), 0) + 1, p_checkpoint, p_delivered, p_read
       FROM holdfast.consumer_group WHERE stream_id = p_stream AND name = p_name
     ON CONFLICT DO NOTHING;
-    UPDATE holdfast.stream SET present = true WHERE stream_id = p_stream AND NOT present;
   END IF;
   PERFORM pg_notify('holdfast', 'stream ' || p_stream);
 END $$;
