@@ -9,6 +9,7 @@ import { bigintArray, byteaArray } from '../ledger/binary-array.ts';
 import { ENTRY_ID_ZERO, minEntryId, nextEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { KnownStream } from './compare.ts';
 import type { GroupSnapshot, StreamSnapshot } from './kv-snapshot.ts';
+import { missingEntries } from './missing-entries.ts';
 
 export interface Looked {
   readonly known: KnownStream;
@@ -32,6 +33,33 @@ function firstOf(actual: StreamSnapshot): Buffer {
   return actual.entriesAdded > 0 ? nextEntryId(actual.lastId) : ENTRY_ID_ZERO;
 }
 
+interface ChangedGroup {
+  readonly look: Looked;
+  readonly known: KnownStream;
+  readonly groupId: number | undefined;
+  readonly group: GroupSnapshot;
+  readonly checkpoint: Buffer;
+}
+
+interface Changed {
+  readonly streams: readonly Looked[];
+  readonly groups: readonly ChangedGroup[];
+}
+
+/**
+ * A stream can be lost and made anew between the reading of what the ledger knows and that of the KV store, in which what came in
+ * between is not compared. Its first entry and its groups say nothing of what was before: they are left out.
+ */
+async function whole(client: pg.PoolClient, { streams, groups }: Changed): Promise<Changed> {
+  const looks = [...new Set([...streams, ...groups.map(({ look }) => look)])];
+  const missing = await missingEntries(
+    client,
+    looks.map(({ known, actual }) => ({ streamId: known.streamId, ...actual })),
+  );
+  const kept = new Set(looks.filter((_, at) => missing[at]! >= 0));
+  return { streams: streams.filter((look) => kept.has(look)), groups: groups.filter(({ look }) => kept.has(look)) };
+}
+
 /** `lookedAt` is the ledger's clock before the KV store was asked: a group that ended later is not adopted again. */
 export async function saveCheckpoints(
   pool: pg.Pool,
@@ -39,7 +67,7 @@ export async function saveCheckpoints(
   lookedAt: Date,
   looked: readonly Looked[],
 ): Promise<void> {
-  const streams = looked.filter(
+  const changedStreams = looked.filter(
     ({ known, actual }) =>
       known.mode !== 'restoring' &&
       (actual.lastId.compare(known.lastId) > 0 ||
@@ -48,8 +76,9 @@ export async function saveCheckpoints(
         floorOf(actual, known.windowId).compare(known.floorId) > 0 ||
         actual.expiresAtMs !== known.expiresAtMs),
   );
-  const groups: { known: KnownStream; groupId: number | undefined; group: GroupSnapshot; checkpoint: Buffer }[] = [];
-  for (const { known, actual } of looked) {
+  const changedGroups: ChangedGroup[] = [];
+  for (const look of looked) {
+    const { known, actual } = look;
     if (known.mode === 'restoring') continue;
     for (const [name, group] of actual.groups) {
       const before = known.groups.get(name);
@@ -64,16 +93,18 @@ export async function saveCheckpoints(
       ) {
         continue;
       }
-      groups.push({ known, groupId: before?.groupId, group, checkpoint });
+      changedGroups.push({ look, known, groupId: before?.groupId, group, checkpoint });
     }
   }
-  if (streams.length === 0 && groups.length === 0) return;
+  if (changedStreams.length === 0 && changedGroups.length === 0) return;
+  const changed = { streams: changedStreams, groups: changedGroups };
 
   const client = await pool.connect();
   let broken: Error | undefined;
   try {
     await client.query('BEGIN');
     await client.query('SELECT holdfast.assert_leader($1)', [leaderEpoch]);
+    const { streams, groups } = await whole(client, changed);
     if (streams.length > 0) {
       await client.query(
         `UPDATE holdfast.stream

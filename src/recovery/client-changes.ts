@@ -12,6 +12,7 @@ import { checkpointOf, floorOf } from './checkpoint.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
 import type { KvConnection } from './kv-connection.ts';
 import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { missingEntries } from './missing-entries.ts';
 
 /** After that long the leader settles an intention anyway. */
 const DOUBT_MS_MAX = 60_000;
@@ -52,10 +53,13 @@ export class ClientChanges {
   async takeInFloor(stream: Stream): Promise<void> {
     const actual = await this.#actual(stream);
     if (typeof actual === 'string') return;
+    const { streamId } = stream;
+    // Lost and made anew, before anybody looked: its first entry is no floor.
+    if ((await missingEntries(this.#ledger.pool, [{ streamId, ...actual }]))[0]! < 0) return;
     await this.#ledger.pool.query(
       `UPDATE holdfast.stream SET floor_id = GREATEST(floor_id, $2)
         WHERE stream_id = $1 AND epoch = $3 AND ended_at IS NULL`,
-      [stream.streamId, floorOf(actual), stream.epoch],
+      [streamId, floorOf(actual), stream.epoch],
     );
   }
 
@@ -94,6 +98,12 @@ export class ClientChanges {
     }
     if (typeof actual === 'string') await this.endStreams(intentions);
     else await this.cancel(intentions);
+  }
+
+  /** Takes note of why a change could not be written down. */
+  report(thrown: unknown): void {
+    if (this.#ledger.postgres.failed(thrown)) return;
+    this.#log.error({ err: thrown }, 'what a client did could not be written down');
   }
 
   /**

@@ -66,6 +66,15 @@ export function compare(known: KnownStream, actual: StreamSnapshot | 'missing' |
     return expired ? { kind: 'ended', cause: 'expired' } : lost('its last ID went back');
   }
   if (actual.entriesAdded < known.added) return lost('it counts fewer entries than were committed');
+  // All that was added up to the last known ID is gone, and what came since is more than was counted since.
+  if (
+    known.added > 0 &&
+    actual.firstId !== undefined &&
+    actual.firstId.compare(known.lastId) > 0 &&
+    actual.length > actual.entriesAdded - known.added
+  ) {
+    return lost('it was made anew');
+  }
   const deletedId = known.windowId === undefined ? known.maxDeletedId : minEntryId(known.maxDeletedId, known.windowId);
   if (actual.maxDeletedId.compare(deletedId) < 0) return lost('its greatest deleted ID went back');
   for (const group of known.groups.values()) {

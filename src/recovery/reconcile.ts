@@ -16,6 +16,7 @@ import type { Ledger } from '../ledger/ledger.ts';
 import type { Looked } from './checkpoint.ts';
 import type { KvConnection } from './kv-connection.ts';
 import { kvEntries } from './kv-entries.ts';
+import { missingEntries } from './missing-entries.ts';
 
 interface Counted {
   readonly epoch: number;
@@ -64,7 +65,10 @@ export class Reconciler {
       if (counted.lastId.compare(known.reconciledId) > 0) due.push({ looked: look, counted });
     }
     if (due.length === 0) return;
-    const missing = await missingEntries(context.ledger, due);
+    const missing = await missingEntries(
+      context.ledger.pool,
+      due.map(({ looked: { known }, counted }) => ({ ...counted, streamId: known.streamId })),
+    );
     const complete: { streamId: number; lastId: Buffer }[] = [];
     for (const [at, { looked: look, counted }] of due.entries()) {
       const streamId = look.known.streamId;
@@ -82,7 +86,7 @@ export class Reconciler {
         complete.push({ streamId, lastId: reached });
         continue;
       }
-      const [gone] = await missingEntries(context.ledger, [{ looked: look, counted }]);
+      const [gone] = await missingEntries(context.ledger.pool, [{ ...counted, streamId }]);
       if (gone! < 0) {
         await context.lost(look, FEWER);
         continue;
@@ -126,29 +130,6 @@ export class Reconciler {
     }
     return counted.lastId;
   }
-}
-
-async function missingEntries(
-  ledger: Ledger,
-  due: readonly { readonly looked: Looked; readonly counted: Counted }[],
-): Promise<number[]> {
-  // One statement, so that counters and rows are of one moment.
-  const { rows } = await ledger.pool.query<{ missing: string }>(
-    `SELECT given.entries_added - stream.added_base - coalesce(
-              (SELECT sum(added) FROM holdfast.stream_progress AS progress WHERE progress.stream_id = given.stream_id), 0
-            ) + (SELECT count(*) FROM holdfast.entry
-                  WHERE entry.stream_id = given.stream_id AND entry.id > given.last_id) AS missing
-       FROM unnest($1::bigint[], $2::bytea[], $3::bigint[]) WITH ORDINALITY
-            AS given (stream_id, last_id, entries_added, position)
-       JOIN holdfast.stream USING (stream_id)
-      ORDER BY position`,
-    [
-      bigintArray(due.map(({ looked }) => looked.known.streamId)),
-      byteaArray(due.map(({ counted }) => counted.lastId)),
-      bigintArray(due.map(({ counted }) => counted.entriesAdded)),
-    ],
-  );
-  return rows.map((row) => Number(row.missing));
 }
 
 /** Writes rows marked as observed, where there are none; gives how many those were. */

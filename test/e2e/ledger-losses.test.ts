@@ -116,6 +116,21 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     expect(await idsOf('s')).toEqual([...ids, `${future}-1`, `${future}-2`]);
   });
 
+  test('a stream that was made anew between two looks, with more entries than it ever had [7b]', async () => {
+    await begin(60_000);
+    const ids = await fill('s', 3);
+    await sidecar.recovery.look();
+    // One transaction, so that no look comes between.
+    const anew = direct.multi().del('s');
+    for (let n = 0; n < 10; n += 1) anew.xadd('s', '*', 'by', 'direct');
+    await anew.exec();
+    await sidecar.recovery.look();
+    await restored(1);
+    const all = await idsOf('s');
+    expect(all).toHaveLength(13);
+    expect(all.slice(0, 3)).toEqual(ids);
+  });
+
   test('a stream that is gone, by the next XADD [7a]', async () => {
     await begin(60_000);
     const ids = await fill();

@@ -120,6 +120,29 @@ describe.each(kvKinds)('with %s', (kind) => {
     connection.close();
   });
 
+  test('[2] what was lost and made anew between the two readings of a look is no floor', async () => {
+    const sidecar = await sidecarOf({ lookIntervalMs: NEVER_MS });
+    const client = sidecar.client();
+    await add(client, 1);
+    await client.xgroup('CREATE', 's', 'g', '0');
+    const connection = await KvConnection.open({ port: kv.port }, 2000);
+    const [known] = await readKnownStreams(sidecar.ledger.pool, undefined);
+    await add(client, 5);
+    const ids = await idsOf();
+    await direct.flushall();
+    for (let n = 0; n < 3; n += 1) await direct.xadd('s', '*', 'by', 'direct');
+    await direct.xgroup('CREATE', 's', 'g', '$');
+    const snapshot = await readSnapshot(connection, [{ database: 0, name: known!.name, groups: ['g'] }]);
+    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot }];
+    await saveCheckpoints(sidecar.ledger.pool, sidecar.recovery.status().leaderEpoch, new Date(), looked);
+    await sidecar.recovery.look();
+    await restored(sidecar);
+    expect((await idsOf()).filter((id) => ids.includes(id))).toEqual(ids);
+    const read = idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'));
+    expect(read.filter((id) => ids.includes(id))).toEqual(ids);
+    connection.close();
+  });
+
   test('[3] the next incarnation may have smaller IDs', async () => {
     const sidecar = await sidecarOf();
     const client = sidecar.client();
