@@ -10,6 +10,7 @@ import { bigintArray, byteaArray, byteaArrayOf } from './binary-array.ts';
 import type { CommitLimits } from './commit-writer.ts';
 import { fieldsLength, writeFields } from './entry-fields.ts';
 import type { Postgres } from './postgres.ts';
+import { isUnknownOutcome } from './sqlstate.ts';
 import type { Stream } from './stream-registry.ts';
 
 export interface OutageRow {
@@ -125,8 +126,10 @@ export class OutageWriter {
         this.#accepted += rows.length;
         return;
       } catch (thrown) {
-        // A batch whose outcome is unknown goes again under new IDs: it may then be there twice, which P2 counts as an
-        // in-doubt entry, and never not at all.
+        // A batch whose outcome is unknown goes again under new IDs: it may then be there twice, which P2 counts as in
+        // doubt, and never not at all.
+        if (isUnknownOutcome(thrown))
+          rows = rows.map((row) => ({ ...row, inDoubtAfter: row.inDoubtAfter ?? row.stream.lastId }));
         if (!this.#postgres.failed(thrown)) {
           if (rows.length > 1) {
             for (const row of rows) await this.#accept([row]);

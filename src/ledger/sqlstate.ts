@@ -49,6 +49,16 @@ export function isRetryable(thrown: unknown): boolean {
   return thrown instanceof Error && /connection|timeout|terminated|not queryable/i.test(thrown.message);
 }
 
+/**
+ * Whether the statement may have been carried out all the same: the connection ended under it. What Postgres answers with an error it
+ * has not done, and where no connection could be had nothing was sent.
+ */
+export function isUnknownOutcome(thrown: unknown): boolean {
+  const state = sqlState(thrown);
+  if (state !== undefined) return state === 'ECONNRESET' || state === 'EPIPE' || state === 'ETIMEDOUT';
+  return thrown instanceof Error && /terminated unexpectedly|query read timeout|connection ended/i.test(thrown.message);
+}
+
 /** Retryable, and of this one statement: says nothing about the server's health. */
 export function isContention(thrown: unknown): boolean {
   const state = sqlState(thrown);
