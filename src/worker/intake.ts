@@ -47,7 +47,7 @@ export function createIntake(options: {
     else if (reported !== undefined) {
       settlement.failForGood(entry, reported.task, reported.errorMessage, reported.attempts);
     } else if (entry.takeovers >= TAKEOVERS_MAX) {
-      const reason = `${entry.takeovers} workers died with it in their hands`;
+      const reason = `${entry.takeovers} workers or threads ended with it in their hands`;
       settlement.failForGood(entry, '', reason, entry.attempt - 1);
     } else accept(entry);
   }

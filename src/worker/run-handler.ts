@@ -17,7 +17,9 @@ export type CallOutcome =
   | { readonly kind: 'succeeded' }
   | { readonly kind: 'failed'; readonly message: string; readonly permanent: boolean }
   /** Cut off by `abort`: says nothing about the handler. */
-  | { readonly kind: 'interrupted' };
+  | { readonly kind: 'interrupted' }
+  /** Its thread did not get to call it within its time: nothing was tried. */
+  | { readonly kind: 'not begun' };
 
 export interface HandlerCall {
   abort(reason: string): void;
@@ -37,6 +39,13 @@ export interface CallOptions {
 }
 
 const PERMANENT = 'PERMANENT';
+
+interface RunningCall {
+  readonly done: Promise<HandlerFailure | undefined>;
+  begun(): boolean;
+  abort(reason: string): void;
+  kill(): void;
+}
 
 export function callHandler(options: CallOptions): HandlerCall {
   const { handler, graceMs } = options;
@@ -60,6 +69,7 @@ export function callHandler(options: CallOptions): HandlerCall {
     return { kind: 'failed', message, permanent: failure.code === PERMANENT };
   }
   function timedOut(): CallOutcome {
+    if (!running.begun()) return { kind: 'not begun' };
     return { kind: 'failed', message: `timed out after ${handler.timeoutMs} ms`, permanent: false };
   }
   function cut(why: 'timeout' | 'interruption', reason: string): void {
@@ -67,8 +77,9 @@ export function callHandler(options: CallOptions): HandlerCall {
     cutOff = why;
     running.abort(reason);
     grace = setTimeout(() => {
+      const outcome: CallOutcome = why === 'timeout' ? timedOut() : { kind: 'interrupted' };
       running.kill();
-      decide(why === 'timeout' ? timedOut() : { kind: 'interrupted' });
+      decide(outcome);
     }, graceMs);
   }
 
@@ -86,11 +97,11 @@ export function callHandler(options: CallOptions): HandlerCall {
   );
   return { abort: (reason) => cut('interruption', reason) };
 
-  function inThread(): { done: Promise<HandlerFailure | undefined>; abort(reason: string): void; kill(): void } {
+  function inThread(): RunningCall {
     const call = options.pool!.call(options.event, options.context);
-    return { done: call.outcome, abort: call.abort, kill: call.kill };
+    return { done: call.outcome, begun: call.begun, abort: call.abort, kill: call.kill };
   }
-  function inProcess(): { done: Promise<HandlerFailure | undefined>; abort(reason: string): void; kill(): void } {
+  function inProcess(): RunningCall {
     const { context, signalled } = contextWithSignal(options.context);
     const handle = handler.handle!;
     const done = runTraced(context.trace, context, () => handle(options.event, context)).then(
@@ -98,7 +109,7 @@ export function callHandler(options: CallOptions): HandlerCall {
       failureOf,
     );
     // Nothing can end a function of this process: it keeps its slot until it returns.
-    return { done, abort: signalled, kill: () => undefined };
+    return { done, begun: () => true, abort: signalled, kill: () => undefined };
   }
 }
 

@@ -184,7 +184,11 @@ export function createSettlement(options: SettlementOptions): Settlement {
       const handler = entry.steps[entry.step]!;
       entry.step += 1;
       if (outcome.kind === 'interrupted') entry.interrupted = true;
-      else if (outcome.kind === 'failed') {
+      else if (outcome.kind === 'not begun') {
+        entry.interrupted = true;
+        // Counted as a worker that died, so that it ends somewhere should no thread ever get to it.
+        entry.takeovers += 1;
+      } else if (outcome.kind === 'failed') {
         entry.failures.push({ handler, message: outcome.message, permanent: outcome.permanent });
       } else {
         count(handler, 'succeeded');

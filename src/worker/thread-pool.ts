@@ -15,6 +15,7 @@ import type { AbortMessage, HandlerSource, ThreadContext, ThreadData, ThreadCall
 import { threadArguments } from './typescript.ts';
 
 const PROBE_MS = 1000;
+const TOKEN_MAX = 2 ** 31 - 1;
 
 export const THREAD_DEATHS = ['killed', 'memory', 'exit', 'error'] as const;
 export type ThreadDeath = (typeof THREAD_DEATHS)[number];
@@ -22,6 +23,8 @@ export type ThreadDeath = (typeof THREAD_DEATHS)[number];
 export interface ThreadCall {
   /** Rejects when the thread ended, with a `ThreadDeath` as the error's `code`. */
   readonly outcome: Promise<HandlerFailure | undefined>;
+  /** The handler has been called. */
+  begun(): boolean;
   abort(reason: string): void;
   /** Ends the thread. */
   kill(): void;
@@ -53,7 +56,10 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
   // In `src` this is thread.ts, in `dist` thread.js.
   const filename = new URL(import.meta.url.replace(/thread-pool(\.[jt]s).*$/, 'thread$1')).href;
   const execArgv = threadArguments();
-  const workerData: ThreadData = { channel: channelName, sources };
+  // One place for each call under way. A thread that is being ended may still write: its token, which nobody looks for.
+  const places = Array.from({ length: app.threads }, (_, place) => place);
+  const begun = new Int32Array(new SharedArrayBuffer(places.length * Int32Array.BYTES_PER_ELEMENT));
+  const workerData: ThreadData = { channel: channelName, sources, begun };
   const pool = new Piscina({
     filename,
     workerData,
@@ -137,17 +143,21 @@ export async function startThreadPool(options: ThreadPoolOptions): Promise<Threa
       listeners.push(listener);
     },
     call(event, context) {
-      tokens += 1;
+      tokens = (tokens % TOKEN_MAX) + 1;
       const token = tokens;
+      const place = places.pop()!;
       const killer = new AbortController();
-      const message: ThreadMessage = { token, event, context };
+      const message: ThreadMessage = { token, place, event, context };
       const outcome = pool.run(message, { signal: killer.signal }).catch((error: unknown) => {
         if (isNotClonable(error)) throw new HoldfastError('PERMANENT', messageOf(error));
         const death: ThreadDeath = killer.signal.aborted || closing ? 'killed' : causeOfDeath(error);
         throw new HoldfastError(death, `the handler's thread ended: ${messageOf(error)}`, { cause: error });
       }) as Promise<HandlerFailure | undefined>;
+      const release = (): void => void places.push(place);
+      outcome.then(release, release);
       return {
         outcome,
+        begun: () => Atomics.load(begun, place) === token,
         abort(reason) {
           channel.postMessage({ token, reason } satisfies AbortMessage);
         },

@@ -22,10 +22,13 @@ export interface ThreadData {
   /** Name of the channel that carries aborts. */
   readonly channel: string;
   readonly sources: readonly HandlerSource[];
+  /** Shared with the worker: where a call has its place, its token as soon as its handler is called. */
+  readonly begun: Int32Array;
 }
 
 export interface ThreadCall {
   readonly token: number;
+  readonly place: number;
   readonly event: unknown;
   readonly context: ThreadContext;
 }
@@ -82,6 +85,7 @@ async function start(): Promise<(call: ThreadCall | undefined) => Promise<Handle
     try {
       const context: TaskContext = { ...call.context, signal: controller.signal };
       const handle = handlers.get(context.task)!;
+      Atomics.store(data.begun, call.place, call.token);
       await runTraced(context.trace, context, () => handle(call.event, context));
       return undefined;
     } catch (thrown) {

@@ -2,6 +2,7 @@ import { expect, test } from 'vitest';
 import { defineApp } from '../../src/worker/app.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import app from './apps/contained.ts';
+import lingering from './apps/lingering.ts';
 import { addAll, client, deadLettersOf, drained, runWorker, until } from './worker-harness.ts';
 
 const module = new URL('./apps/contained.ts', import.meta.url).href;
@@ -50,6 +51,19 @@ test('whatever a handler does in its thread is an outcome of its own entry, and 
   expect(metrics).toMatch(/holdfast_worker_thread_deaths_total\{cause="exit"\} 2/);
   expect(worker.health()).toMatchObject({ healthy: true, running: 0, stuck: 0, held: 0 });
 }, 130_000);
+
+test('a call that its thread did not get to is no attempt', async () => {
+  const kv = await startKv(kvKinds[0]!);
+  const redis = client(kv.url);
+  const lingeringModule = new URL('./apps/lingering.ts', import.meta.url).href;
+  await addAll(redis, 'events', [{ task: 'lingers' }, { task: 'fine' }]);
+  const worker = await runWorker(lingering, { kv: kv.url, module: lingeringModule });
+  await until('all settled', () => drained(redis, 'events'), 60_000);
+  expect(await deadLettersOf(redis, 'events')).toEqual([]);
+  const metrics = await worker.metrics.metrics();
+  expect(metrics).toMatch(/processed_total\{task="fine",outcome="abandoned"\} [1-9]/);
+  expect(metrics).toContain('processed_total{task="fine",outcome="succeeded"} 1');
+}, 90_000);
 
 test('a handler module that cannot be loaded in a thread keeps the worker from starting, and says which', async () => {
   const kv = await startKv(kvKinds[0]!);
