@@ -39,7 +39,7 @@ export interface PublishRow {
 const HEADROOM_MS = 25;
 const HEADROOM_MS_MAX = 5000;
 
-interface Placing {
+export interface Placing {
   /** Not in the KV store yet; their IDs are above all that is there. */
   readonly missing: readonly PublishRow[];
   /** What cannot keep its ID, because the stream has gone past it, and the one it gets, so that the order stays. */

@@ -7,8 +7,8 @@
  *     │                        └─ publish, end the outage, unlock
  *     └──────────────────────────────────────────────────────────┘
  *
- * An entry that needs another ID, because the stream has gone past its own, has it committed before it is published, so
- * that doing it twice changes nothing. Where clients that go past Holdfast write all the time, IDs are chosen so far ahead
+ * An entry that needs another ID, because the stream has gone past its own, has it committed before it is published, and
+ * so have all behind it, so that their order stays and doing it twice changes nothing. Where clients that go past Holdfast write all the time, IDs are chosen so far ahead
  * that theirs do not reach them before.
  * The lock in between is a barrier: whoever got an ID before it has committed, so nothing smaller appears later.
  * An entry in doubt is first looked for among the stream's entries that no row claims.
@@ -17,12 +17,13 @@ import type pg from 'pg';
 import { HoldfastError } from '../errors.ts';
 import { byteaArray } from '../ledger/binary-array.ts';
 import { encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { formatEntryId, parseEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
-import { addWatched, type PublishContext, type PublishRow, place, watchFenced } from './append.ts';
+import { addWatched, type Placing, type PublishContext, type PublishRow, place, watchFenced } from './append.ts';
 import { entryBytes } from './kv-memory.ts';
 import { parseServerIdentity } from './kv-snapshot.ts';
 import { refillWindow } from './refill.ts';
+import { asLeader, renumber } from './renumber.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
 import { roomIn } from './stream-room.ts';
 
@@ -180,13 +181,7 @@ async function publishRows(
     const placing = await place(context, stream, left, rounds, attempt === ATTEMPTS_MAX);
     if (placing.oldIds.length > 0) {
       await context.connection.command(0, ['UNWATCH']);
-      await database.query('SELECT holdfast.alias_backlog($1, $2, $3::bytea[], $4::bytea[])', [
-        leaderEpoch,
-        stream.streamId,
-        byteaArray(placing.oldIds),
-        byteaArray(placing.newIds),
-      ]);
-      result.aliases += placing.oldIds.length;
+      result.aliases += await renumberFrom(context, database, stream, left, placing);
       return false;
     }
     if (!(await addWatched(context, stream, placing.missing))) continue;
@@ -201,6 +196,31 @@ async function publishRows(
     return true;
   }
   throw new HoldfastError('RECOVERING', 'the stream kept changing while its backlog was published');
+}
+
+/** From the first on that needs another ID, the rows behind this batch too. Gives how many there were. */
+async function renumberFrom(
+  context: PublishContext,
+  database: pg.Pool | pg.PoolClient,
+  stream: Stream,
+  rows: readonly BacklogRow[],
+  { missing, oldIds, newIds }: Placing,
+): Promise<number> {
+  const { ledger, leaderEpoch } = context;
+  const { streamId } = stream;
+  const toCome = new Set([...missing.map(({ id }) => id), ...oldIds]);
+  const kept = rows.map(({ id }) => id).filter((id) => !toCome.has(id));
+  const write = (client: pg.PoolClient): Promise<number> =>
+    renumber(client, 'backlog', streamId, previousEntryId(oldIds[0]!), kept, newIds[0]!);
+  if (database !== ledger.pool) {
+    await database.query('SELECT holdfast.assert_leader($1)', [leaderEpoch]);
+    return write(database as pg.PoolClient);
+  }
+  return asLeader(context, async (client) => {
+    // Whoever got an ID before has committed, whoever gets one afterwards gets a greater one.
+    await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [streamId]);
+    return write(client);
+  });
 }
 
 /** Gives the rows that must still be published. */

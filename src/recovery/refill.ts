@@ -11,21 +11,20 @@
  * XADDs go to the ledger alone meanwhile and are published behind it. Doing a batch twice changes nothing: what is there
  * with the same fields is passed over.
  */
-import type pg from 'pg';
 import { type AcknowledgedSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
 import {
   ENTRY_ID_ZERO,
-  entryIdMilliseconds,
+  entryIdFrom,
   formatEntryId,
   maxEntryId,
   minEntryId,
   previousEntryId,
 } from '../ledger/entry-id.ts';
-import { inTransaction } from '../ledger/in-transaction.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { addWatched, type PublishContext, place, watchFenced } from './append.ts';
 import { readKnownStreams } from './known-streams.ts';
 import { entryBytes } from './kv-memory.ts';
+import { asLeader, renumber } from './renumber.ts';
 import { roomIn, watermarksOf } from './stream-room.ts';
 
 interface Row {
@@ -105,7 +104,9 @@ async function add(
     const placing = await place(context, stream, rows, 0, false);
     if (placing.oldIds.length > 0) {
       await context.connection.command(0, ['UNWATCH']);
-      return renumber(context, stream, from, state.lastId);
+      const least = maxEntryId(state.lastId, entryIdFrom(Date.now(), 0));
+      await asLeader(context, (client) => renumber(client, 'entry', stream.streamId, from, [], least));
+      return true;
     }
     const last = formatEntryId(maxEntryId(maxEntryId(state.lastId, to), placing.missing.at(-1)?.id ?? ENTRY_ID_ZERO));
     // They were counted when they were added for the first time.
@@ -126,45 +127,6 @@ async function add(
       `UPDATE holdfast.stream SET window_id = $3
         WHERE stream_id = $1 AND window_id = $2 AND mode = 'outage' AND ended_at IS NULL`,
       [stream.streamId, from, to],
-    );
-  });
-  return true;
-}
-
-/** A client that goes past Holdfast wrote to the stream: what is left gets IDs behind its entries, all of it at once so that the order stays. */
-async function renumber(
-  { ledger, leaderEpoch }: PublishContext,
-  { streamId }: Stream,
-  edge: Buffer,
-  top: Buffer,
-): Promise<boolean> {
-  await asLeader({ ledger, leaderEpoch }, async (client) => {
-    const { rows } = await client.query<{ id: Buffer }>(
-      'SELECT id FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT 1',
-      [streamId],
-    );
-    const base = Math.max(entryIdMilliseconds(maxEntryId(top, rows[0]?.id ?? ENTRY_ID_ZERO)), Date.now());
-    // A millisecond for each, so that what is written past Holdfast from now on does not come between.
-    await client.query(
-      `WITH numbered AS MATERIALIZED (
-         SELECT id, int8send($3 + row_number() OVER (ORDER BY id)) || int8send(0) AS new_id
-           FROM holdfast.entry
-          WHERE stream_id = $1 AND id > $2
-            AND NOT EXISTS (SELECT FROM holdfast.deletion AS d WHERE d.stream_id = entry.stream_id AND d.id = entry.id)
-       ), followed AS (
-         UPDATE holdfast.alias SET published_id = new_id FROM numbered
-          WHERE alias.stream_id = $1 AND alias.published_id = numbered.id
-       ), noted AS (
-         INSERT INTO holdfast.alias (stream_id, id, published_id, epoch)
-         SELECT $1, id, new_id, (SELECT epoch FROM holdfast.stream WHERE stream_id = $1) FROM numbered
-         ON CONFLICT (stream_id, id, epoch) DO UPDATE SET published_id = excluded.published_id
-       ), moved AS (
-         UPDATE holdfast.entry SET id = new_id FROM numbered WHERE entry.stream_id = $1 AND entry.id = numbered.id
-       )
-       UPDATE holdfast.stream
-          SET seen_last_id = GREATEST(seen_last_id, (SELECT new_id FROM numbered ORDER BY new_id DESC LIMIT 1))
-        WHERE stream_id = $1`,
-      [streamId, edge, base],
     );
   });
   return true;
@@ -201,23 +163,4 @@ async function close(context: PublishContext, stream: Stream, edge: Buffer): Pro
     );
   });
   return true;
-}
-
-async function asLeader(
-  { ledger, leaderEpoch }: Pick<PublishContext, 'ledger' | 'leaderEpoch'>,
-  write: (client: pg.PoolClient) => Promise<void>,
-): Promise<void> {
-  const client = await ledger.pool.connect();
-  let broken: Error | undefined;
-  try {
-    await inTransaction(client, async () => {
-      await client.query('SELECT holdfast.assert_leader($1)', [leaderEpoch]);
-      await write(client);
-    });
-  } catch (thrown) {
-    broken = thrown instanceof Error ? thrown : new Error(String(thrown));
-    throw thrown;
-  } finally {
-    client.release(broken);
-  }
 }

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { formatEntryId } from '../../src/ledger/entry-id.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, startSidecar } from '../support/sidecar.ts';
@@ -61,6 +62,32 @@ describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (k
     await eventually('all is published', () => sidecar.recovery.status().troubled.length === 0, 30_000);
     const entries = await direct.xrange('s', '-', '+');
     expect(entries.map(([, [, n]]) => Number(n))).toEqual([0, 1, ...Array.from({ length: 400 }, (_, n) => n + 1)]);
+    await sidecar.stop();
+    await link.close();
+  });
+
+  test('is published in order although it is greater than a batch and every entry needs another ID', async () => {
+    const kv = await startKv(kind);
+    const database = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
+    const client = sidecar.client();
+    await client.xadd('s', '*', 'n', '0');
+    const direct = clientOf(kv.port);
+    link.cut();
+    const during = Array.from({ length: 2500 }, (_, n) => client.xadd('s', '*', 'n', String(n + 1)));
+    const given = await Promise.all(during);
+    await direct.xadd('s', '9000000000000-0', 'direct', '0');
+    link.heal();
+    await eventually('all is published', () => sidecar.recovery.status().troubled.length === 0, 45_000);
+    const entries = await direct.xrange('s', '-', '+');
+    expect(entries.map(([, [, n]]) => Number(n)).slice(2)).toEqual(Array.from({ length: 2500 }, (_, n) => n + 1));
+    // Under both IDs they are known.
+    const { rows } = await sidecar.ledger.pool.query<{ published: Buffer }>(
+      'SELECT published_id AS published FROM holdfast.alias ORDER BY id',
+    );
+    expect(rows.map(({ published }) => formatEntryId(published))).toEqual(entries.slice(2).map(([id]) => id));
+    expect(given).toHaveLength(rows.length);
     await sidecar.stop();
     await link.close();
   });
