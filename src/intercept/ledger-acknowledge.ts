@@ -36,7 +36,7 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
         ledger.acknowledgements.record(stream, group, epoch, ids);
         return reply;
       }
-      const uncertain = recovery.recordUncertain(stream, group, epoch, ids);
+      const uncertain = recovery.acknowledgements.recordUncertain(stream, group, epoch, ids);
       // Restored and not read again yet: what was delivered before the loss counts as it would have without one.
       if (stream.restoredEpoch === 0 || group.filtered) return reply;
       return uncertain.then((earlier) => encode.integer(acknowledged + earlier));
@@ -49,7 +49,7 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
     const answered = await settle(exchange, stream, group, ids);
     if (answered !== undefined) return answered;
     const reply = await exchange.resend();
-    void recovery.recordUncertain(stream, group, stream.epoch, ids);
+    void recovery.acknowledgements.recordUncertain(stream, group, stream.epoch, ids);
     return reply;
   }
 
@@ -70,7 +70,7 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       if (settled !== 'timeout') return undefined;
       if (recovery.state === 'down') {
         ledger.acknowledgements.record(stream, group, stream.epoch, ids);
-        recovery.acknowledgedAlone(stream, group.name, ids);
+        recovery.acknowledgements.owe(stream, group.name, ids);
         await ledger.acknowledgements.flush();
         return encode.integer(ids.length);
       }

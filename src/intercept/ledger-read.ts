@@ -267,7 +267,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       ledger.acknowledgements.forget(group);
     }
     if (done.length === 0) return undefined;
-    await recovery.acknowledge(stream, group.name, done);
+    await recovery.acknowledgements.acknowledge(stream, group.name, done);
     return kept;
   }
 

@@ -9,9 +9,8 @@ import type { Ledger } from '../ledger/ledger.ts';
 import { closeConnections } from './close-connections.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
 import type { KvConnection } from './kv-connection.ts';
-import { entriesAt } from './kv-entries.ts';
+import { presentEntries } from './kv-entries.ts';
 import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
-import { isWrongType } from './replaced.ts';
 
 /** So many of a stream's newest entries tell where it is. */
 const TELLING_ROWS = 200;
@@ -48,7 +47,7 @@ export async function settleAbandoned(ledger: Ledger, connection: KvConnection):
       continue;
     }
     const first = intention.ids.subarray(0, ENTRY_ID_LENGTH);
-    const found = await present(connection, stream, [first]);
+    const found = await presentEntries(connection, stream, [first]);
     await intentions.settleDelete({ intentionId: intention.intentionId, deleted: found.size === 0 });
   }
   for (const [changeId, change] of changes) {
@@ -91,26 +90,12 @@ async function matches(
   place: Place,
   entries: readonly { readonly id: Buffer; readonly fields: Buffer }[],
 ): Promise<number> {
-  const found = await present(
+  const found = await presentEntries(
     connection,
     place,
     entries.map(({ id }) => id),
   );
   return entries.filter(({ id, fields }) => found.get(id.toString('latin1'))?.equals(fields) === true).length;
-}
-
-/** Nothing where something else than a stream has the name by now. */
-async function present(
-  connection: KvConnection,
-  place: Place,
-  ids: readonly Buffer[],
-): Promise<ReadonlyMap<string, Buffer>> {
-  try {
-    return await entriesAt(connection, place, ids);
-  } catch (thrown) {
-    if (isWrongType(thrown)) return new Map();
-    throw thrown;
-  }
 }
 
 async function snapshotOf(

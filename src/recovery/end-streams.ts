@@ -12,8 +12,7 @@ import type { Ledger } from '../ledger/ledger.ts';
 import { retryContention } from '../ledger/retry-contention.ts';
 import { sqlState } from '../ledger/sqlstate.ts';
 import type { KvConnection } from './kv-connection.ts';
-import { entriesAt } from './kv-entries.ts';
-import { isWrongType } from './replaced.ts';
+import { presentEntries } from './kv-entries.ts';
 
 /** A stream in its place, and the one that has that place now; null for one that may have to be begun. */
 interface Successor {
@@ -158,7 +157,7 @@ async function stillThere(
   const kept: Buffer[] = [];
   for await (const page of committedSince(client, successor)) {
     try {
-      const there = await entriesAt(
+      const there = await presentEntries(
         connection,
         successor,
         page.map(({ id }) => id),
@@ -166,8 +165,8 @@ async function stillThere(
       for (const { id, fields } of page) {
         if (there.get(id.toString('latin1'))?.equals(fields) === true) kept.push(id);
       }
-    } catch (thrown) {
-      return isWrongType(thrown) ? [] : undefined;
+    } catch {
+      return undefined;
     }
   }
   return kept;

@@ -2,6 +2,7 @@
 import { encodeFields } from '../ledger/entry-fields.ts';
 import { ENTRY_ID_ZERO, formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { KvArgument, KvConnection, KvReply } from './kv-connection.ts';
+import { isWrongType } from './replaced.ts';
 
 export interface KvEntry {
   readonly id: Buffer;
@@ -55,4 +56,18 @@ export async function entriesAt(
     if (member !== undefined) found.set(ids[at]!.toString('latin1'), encodeFields(member[1]));
   }
   return found;
+}
+
+/** The same, but nothing where something else than a stream has the name by now. */
+export async function presentEntries(
+  connection: KvConnection,
+  stream: StreamKey,
+  ids: readonly Buffer[],
+): Promise<ReadonlyMap<string, Buffer>> {
+  try {
+    return await entriesAt(connection, stream, ids);
+  } catch (thrown) {
+    if (isWrongType(thrown)) return new Map();
+    throw thrown;
+  }
 }

@@ -18,37 +18,27 @@
 import type { Logger } from 'pino';
 import type { KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
-import { byteaArray } from '../ledger/binary-array.ts';
 import { encodeFields } from '../ledger/entry-fields.ts';
-import { formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
-import type { Group, Stream } from '../ledger/stream-registry.ts';
-import { settleAbandoned } from './abandoned.ts';
+import type { Stream } from '../ledger/stream-registry.ts';
+import { Acknowledgements } from './acknowledgements.ts';
 import { applyAcknowledgements } from './apply-acknowledgements.ts';
 import { type Looked, saveCheckpoints } from './checkpoint.ts';
 import { ClientChanges } from './client-changes.ts';
-import { compare, type KnownStream } from './compare.ts';
+import type { KnownStream } from './compare.ts';
+import { compareStreams } from './comparison.ts';
 import { Discovery } from './discover.ts';
 import { readKnownStreams } from './known-streams.ts';
-import { byField, isOutOfMemory, type KvArgument, KvConnection, type KvReply } from './kv-connection.ts';
-import { OutOfRoom } from './kv-memory.ts';
-import {
-  type KvSnapshot,
-  parseServerIdentity,
-  readSnapshot,
-  type ServerIdentity,
-  type StreamSnapshot,
-} from './kv-snapshot.ts';
+import { KvConnection } from './kv-connection.ts';
+import { presentEntries } from './kv-entries.ts';
+import { parseServerIdentity, type ServerIdentity } from './kv-snapshot.ts';
 import { Leadership } from './leadership.ts';
-import { Pauses } from './pauses.ts';
+import { Mending } from './mending.ts';
 import { PendingPages } from './pending-pages.ts';
-import { missingEntry } from './present.ts';
-import { publishBacklog, publishedIds } from './publish.ts';
+import { publishedIds } from './publish.ts';
 import { Reconciler } from './reconcile.ts';
-import { isWrongType } from './replaced.ts';
-import { restoreStream } from './restore.ts';
-import { formatWitness, parseWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
+import { parseWitness, placeWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
 
 export type KvState = 'comparing' | 'open' | 'down';
 
@@ -97,25 +87,16 @@ const COMMAND_TIMEOUT_MS = 1500;
 const RETRY_MS = 50;
 const WAIT_MS_MAX = 5_000;
 const LOOK_INTERVAL_MS_MAX = 5_000;
-/** Acknowledgements that are being looked into at one time. */
-const UNCERTAIN_MAX = 1000;
-/** XACKs owed to the KV store; what is beyond, the leader finds after an outage of its own, or it is delivered again. */
-const OWED_MAX = 100_000;
-const OWED_PER_REQUEST = 1000;
-const NOTHING_ACKNOWLEDGED = { acknowledged: [], earlier: 0 };
 const HANGING_MS_MAX = 10_000;
 const LEAD_WITHOUT_KV_MS = 2_000;
 const DISCOVERY_MS_MAX = 1_000;
-/** A restore is mostly waiting for the other end. Each holds up to three connections to the KV store and one to Postgres. */
-const STREAMS_MENDED_AT_ONCE = 4;
-/** XINFO of so many streams blocks the KV store for well under a millisecond. */
-const STREAMS_PER_SNAPSHOT = 64;
 
 export class Recovery {
   readonly ledgered: StreamFilter;
   readonly ledger: Ledger;
   /** What clients did on purpose, to be taken in. */
   readonly changes: ClientChanges;
+  readonly acknowledgements: Acknowledgements;
   readonly #address: KvAddress;
   readonly #lookIntervalMs: number;
   readonly #closeLanes: RecoveryOptions['closeLanes'];
@@ -124,7 +105,7 @@ export class Recovery {
   readonly #reconciler = new Reconciler();
   readonly #pendingPages = new PendingPages();
   readonly #discovery: Discovery;
-  readonly #pauses = new Pauses();
+  readonly #mending: Mending;
   #discovered = false;
 
   #state: KvState = 'comparing';
@@ -132,9 +113,6 @@ export class Recovery {
   #gaveUpHanging = false;
   /** The KV store may have pending what is recorded as acknowledged. */
   #applyAcknowledgements = true;
-  #uncertain = 0;
-  /** Acknowledgements that this sidecar's clients gave while it could not reach the KV store. */
-  #owed: { readonly stream: Stream; readonly group: Buffer; readonly ids: readonly Buffer[] }[] = [];
   /** Counts the events after which an earlier look proves nothing. */
   #era = 0;
   #identity: ServerIdentity | undefined;
@@ -143,8 +121,6 @@ export class Recovery {
   #lookAgain: Promise<void> | undefined;
   #tick: NodeJS.Timeout | undefined;
   #retry: NodeJS.Timeout | undefined;
-  #working: Promise<void> | undefined;
-  #workAgain = false;
   #stopped = false;
   readonly #waiting = new Set<() => void>();
   readonly #publishedWaiting = new Set<() => void>();
@@ -152,12 +128,7 @@ export class Recovery {
 
   #looks = 0;
   #losses = 0;
-  #restores = 0;
-  #entriesRestored = 0;
-  #aliases = 0;
-  #possibleDuplicates = 0;
   #lastLookMs = 0;
-  #lastRestoreMs = 0;
   #lastError: string | undefined;
 
   constructor(options: RecoveryOptions) {
@@ -169,7 +140,21 @@ export class Recovery {
     this.#log = options.log;
     this.#leadership = new Leadership(options.ledger, options.log);
     this.#discovery = new Discovery(options.ledger, options.ledgered);
-    this.changes = new ClientChanges(options.ledger, () => this.#connect(), options.log);
+    const connect = () => this.#connect();
+    this.changes = new ClientChanges(options.ledger, connect, options.log);
+    this.acknowledgements = new Acknowledgements(options.ledger, connect, options.log);
+    this.#mending = new Mending({
+      ledger: options.ledger,
+      address: options.kv,
+      log: options.log,
+      wanted: () => this.#leadership.leads && this.#state === 'open' && !this.#stopped,
+      leaderEpoch: () => this.#leadership.epoch,
+      connect,
+      failed: (text) => {
+        this.#lastError = text;
+      },
+      kvLost: () => this.upstreamLost(),
+    });
   }
 
   get state(): KvState {
@@ -212,7 +197,7 @@ export class Recovery {
       if (thrown instanceof HoldfastError && thrown.code === 'CONFIG') throw thrown;
       throw new HoldfastError('CONFIG', `kv.url: ${messageOf(thrown)}`, { cause: thrown });
     }
-    this.#work();
+    this.#mending.work();
     this.#schedule();
   }
 
@@ -224,12 +209,13 @@ export class Recovery {
     this.#wake();
     for (const wake of [...this.#publishedWaiting]) wake();
     await this.#looking?.catch(() => undefined);
-    await this.#working;
+    await this.#mending.ended();
     await this.#leadership.resign('stopping');
     this.#connection?.close();
   }
 
   status(): RecoveryStatus {
+    const { restores, entriesRestored, aliases, possibleDuplicates, lastRestoreMs } = this.#mending.totals;
     const troubled = [...this.ledger.streams.all()].filter((stream) => stream.mode !== 'normal');
     return {
       state: this.#state,
@@ -246,13 +232,13 @@ export class Recovery {
       })),
       looksTotal: this.#looks,
       lossesTotal: this.#losses,
-      restoresTotal: this.#restores,
-      entriesRestoredTotal: this.#entriesRestored,
-      aliasesTotal: this.#aliases,
-      possibleDuplicatesTotal: this.#possibleDuplicates,
+      restoresTotal: restores,
+      entriesRestoredTotal: entriesRestored,
+      aliasesTotal: aliases,
+      possibleDuplicatesTotal: possibleDuplicates,
       observedTotal: this.#reconciler.observedTotal,
       lastLookMs: this.#lastLookMs,
-      lastRestoreMs: this.#lastRestoreMs,
+      lastRestoreMs,
       lastError: this.#lastError,
     };
   }
@@ -364,112 +350,15 @@ export class Recovery {
   /** Whether the KV store has this very entry now. Rejects with KVDOWN. */
   async hasEntry(stream: Stream, id: Buffer, args: readonly Buffer[], firstField: number): Promise<boolean> {
     const connection = await this.#connect();
-    const found = await entryAt(connection, stream, formatEntryId(id));
-    const member = found[0] as [Buffer, Buffer[]] | undefined;
-    return member !== undefined && encodeFields(member[1]).equals(encodeFields(args, firstField));
-  }
-
-  /**
-   * The ledger alone has this acknowledgement: the KV store gets it before this sidecar lets anything through again. To be
-   * called in the tick in which `state` was seen to be `down`.
-   */
-  acknowledgedAlone(stream: Stream, group: Buffer, ids: readonly Buffer[]): void {
-    if (this.#owed.length < OWED_MAX) this.#owed.push({ stream, group, ids });
-  }
-
-  /** Some of them; an XACK that is refused is for a stream that is gone, whose restore leaves out what is recorded. */
-  async #payOwed(connection: KvConnection): Promise<void> {
-    const { database } = this.#owed[0]!.stream;
-    const others = this.#owed.findIndex(({ stream }) => stream.database !== database);
-    const paid = this.#owed.slice(0, Math.min(OWED_PER_REQUEST, others < 0 ? OWED_PER_REQUEST : others));
-    const requests = paid
-      .filter(({ stream }) => !stream.ended)
-      .map(({ stream, group, ids }): KvArgument[] => ['XACK', stream.name, group, ...ids.map(formatEntryId)]);
-    if (requests.length > 0) await connection.pipeline(database, requests);
-    this.#owed.splice(0, paid.length);
-  }
-
-  /** XACK past the data plane. Rejects with KVDOWN. */
-  async acknowledge(stream: Stream, group: Buffer, ids: readonly Buffer[]): Promise<void> {
-    const connection = await this.#connect();
-    await connection.command(stream.database, ['XACK', stream.name, group, ...ids]);
-  }
-
-  /**
-   * Some of the IDs were not pending when they were acknowledged: records those that are delivered and not pending. What
-   * cannot be found out now is not recorded, and may be delivered again after a loss. Gives how many had been delivered
-   * before a loss and not again since.
-   */
-  async recordUncertain(stream: Stream, group: Group, epoch: number, ids: readonly Buffer[]): Promise<number> {
-    if (this.#uncertain >= UNCERTAIN_MAX) return 0;
-    this.#uncertain += 1;
-    try {
-      const { acknowledged, earlier } = await this.#delivered(stream, group, ids);
-      this.ledger.acknowledgements.record(stream, group, epoch, acknowledged);
-      return earlier;
-    } catch (thrown) {
-      this.#log.debug({ err: messageOf(thrown) }, 'acknowledgements left unrecorded');
-      return 0;
-    } finally {
-      this.#uncertain -= 1;
-    }
-  }
-
-  async #delivered(
-    stream: Stream,
-    group: Group,
-    given: readonly Buffer[],
-  ): Promise<{ readonly acknowledged: Buffer[]; readonly earlier: number }> {
-    const connection = await this.#connect();
-    const ids = stream.restoredEpoch === 0 ? given : await this.#underNewIds(connection, stream, group, given);
-    const replies = await connection.readTogether(stream.database, [
-      ['XINFO', 'GROUPS', stream.name],
-      ...ids.map((id): KvArgument[] => {
-        const text = formatEntryId(id);
-        return ['XPENDING', stream.name, group.name, text, text, 1];
-      }),
-    ]);
-    const groups = replies[0];
-    if (!Array.isArray(groups)) return NOTHING_ACKNOWLEDGED;
-    const own = groups.map(byField).find((fields) => group.name.equals(fields.get('name') as Buffer));
-    const last = own?.get('last-delivered-id');
-    if (!Buffer.isBuffer(last)) return NOTHING_ACKNOWLEDGED;
-    const lastDeliveredId = parseEntryId(last, 'min')!;
-    const everDeliveredId = maxEntryId(lastDeliveredId, group.everDeliveredId);
-    const acknowledged = ids.filter((id, index) => {
-      const pending = replies[index + 1];
-      return Array.isArray(pending) && pending.length === 0 && id.compare(everDeliveredId) <= 0;
-    });
-    return { acknowledged, earlier: acknowledged.filter((id) => id.compare(lastDeliveredId) > 0).length };
-  }
-
-  /** Entries that were delivered before a restore, and got another ID by it, are acknowledged under that. */
-  async #underNewIds(
-    connection: KvConnection,
-    stream: Stream,
-    group: Group,
-    ids: readonly Buffer[],
-  ): Promise<readonly Buffer[]> {
-    const { rows } = await this.ledger.pool.query<{ id: Buffer; published_id: Buffer }>(
-      'SELECT id, published_id FROM holdfast.alias WHERE stream_id = $1 AND id = ANY ($2::bytea[]) ORDER BY epoch',
-      [stream.streamId, byteaArray(ids)],
-    );
-    if (rows.length === 0) return ids;
-    const published = new Map(rows.map((row) => [row.id.toString('latin1'), row.published_id]));
-    await connection.command(stream.database, [
-      'XACK',
-      stream.name,
-      group.name,
-      ...[...published.values()].map(formatEntryId),
-    ]);
-    return ids.map((id) => published.get(id.toString('latin1')) ?? id);
+    const found = await presentEntries(connection, stream, [id]);
+    return found.get(id.toString('latin1'))?.equals(encodeFields(args, firstField)) === true;
   }
 
   #heard(notice: LedgerNotice): void {
     if (this.#stopped) return;
     if (notice.kind === 'look') this.#lookSoon();
     if (notice.kind === 'published') for (const wake of [...this.#publishedWaiting]) wake();
-    if (notice.kind === 'backlog' || notice.kind === 'stream') this.#work();
+    if (notice.kind === 'backlog' || notice.kind === 'stream') this.#mending.work();
     this.#wake();
   }
 
@@ -598,7 +487,8 @@ export class Recovery {
     const lookedAt = rows[0]!.now;
     const isAnother =
       before === undefined || before.runId !== identity.runId || before.replicationId !== identity.replicationId;
-    const looked = await this.#compareAll(connection, identity, known, lookedAt, isAnother);
+    const lost = (stream: KnownStream, cause: string) => this.#lost(stream, cause, lookedAt);
+    const looked = await compareStreams({ ledger: this.ledger, connection, identity, isAnother, lost }, known);
     if (leads) await this.#keep(connection, lookedAt, looked);
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
@@ -606,21 +496,21 @@ export class Recovery {
     if (before !== undefined && before.runId !== identity.runId) {
       this.#closeLanes?.(identity.runId, new HoldfastError('KVDOWN', 'another server is the KV store now'));
     }
-    while (this.#owed.length > 0) await this.#payOwed(connection);
+    await this.acknowledgements.payOwed(connection);
     if (this.#era !== era) {
       this.#lookSoon();
       return;
     }
     if (this.#state !== 'open') this.#lastError = undefined;
     this.#become('open');
-    this.#work();
+    this.#mending.work();
   }
 
   /** What the leader does with a good look. */
   async #keep(connection: KvConnection, lookedAt: Date, looked: readonly Looked[]): Promise<void> {
     const { ledger } = this;
     const leaderEpoch = this.#leadership.epoch;
-    await this.#placeWitness(connection);
+    await placeWitness(ledger, connection, leaderEpoch);
     if (this.#applyAcknowledgements) {
       const applied = await applyAcknowledgements(ledger, connection, looked);
       if (applied > 0) this.#log.info({ applied }, 'acknowledgements that the KV store did not know were made again');
@@ -653,79 +543,6 @@ export class Recovery {
     this.#log.warn({ stream: known.name.toString(), database: known.database, cause }, 'a stream lost something');
   }
 
-  /** Marks what lost; gives what compared well. `isAnother`: this KV store was not compared before. */
-  async #compareAll(
-    connection: KvConnection,
-    identity: ServerIdentity,
-    known: readonly KnownStream[],
-    lookedAt: Date,
-    isAnother: boolean,
-  ): Promise<Looked[]> {
-    const looked: Looked[] = [];
-    for (let from = 0; from < known.length; from += STREAMS_PER_SNAPSHOT) {
-      const chunk = known.slice(from, from + STREAMS_PER_SNAPSHOT);
-      const snapshot = await readSnapshot(
-        connection,
-        chunk.map((stream) => ({ database: stream.database, name: stream.name, groups: stream.groups.keys() })),
-      );
-      const streams = await this.#withNewGroups(connection, chunk, snapshot);
-      if (
-        snapshot.runId !== identity.runId ||
-        snapshot.replicationId !== identity.replicationId ||
-        snapshot.role !== 'master'
-      ) {
-        throw new HoldfastError('KVDOWN', 'the KV store became another one');
-      }
-      for (const [index, stream] of chunk.entries()) {
-        // Of one that is about to end or move nothing can be concluded, nor saved.
-        if (stream.mode === 'restoring' || stream.ending) continue;
-        const actual = streams[index]!;
-        let verdict = compare(stream, actual, Date.now());
-        if (isAnother && verdict.kind === 'same' && typeof actual !== 'string') {
-          const missing = await missingEntry(this.ledger, connection, stream);
-          if (missing !== undefined) verdict = { kind: 'lost', cause: 'a committed entry is gone' };
-        }
-        if (verdict.kind === 'lost') {
-          await this.#lost(stream, verdict.cause, lookedAt);
-        } else if (verdict.kind === 'ended') {
-          await this.ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, verdict.cause]);
-        } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
-      }
-    }
-    return looked;
-  }
-
-  /** Groups that the ledger does not know were not asked about by name: once more, where something is pending in one. */
-  async #withNewGroups(
-    connection: KvConnection,
-    known: readonly KnownStream[],
-    snapshot: KvSnapshot,
-  ): Promise<KvSnapshot['streams']> {
-    const again: number[] = [];
-    for (const [index, actual] of snapshot.streams.entries()) {
-      if (typeof actual === 'string') continue;
-      for (const [name, group] of actual.groups) {
-        if (group.pending > 0 && !known[index]!.groups.has(name)) {
-          again.push(index);
-          break;
-        }
-      }
-    }
-    if (again.length === 0) return snapshot.streams;
-    const second = await readSnapshot(
-      connection,
-      again.map((index) => {
-        const { database, name } = known[index]!;
-        return { database, name, groups: (snapshot.streams[index] as StreamSnapshot).groups.keys() };
-      }),
-    );
-    if (second.runId !== snapshot.runId) throw new HoldfastError('KVDOWN', 'the KV store became another one');
-    return snapshot.streams.map((actual, index) => {
-      const at = again.indexOf(index);
-      return at < 0 ? actual : second.streams[at]!;
-    });
-  }
-
   async #raise(
     streamId: number,
     epoch: number,
@@ -744,119 +561,6 @@ export class Recovery {
     }
     return raised !== null;
   }
-
-  /** The witness of this leader, unless a later one's is there. */
-  async #placeWitness(connection: KvConnection): Promise<void> {
-    const ours = { ledger: this.ledger.identity, epoch: this.#leadership.epoch };
-    const current = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
-    if (current !== undefined && current.epoch >= ours.epoch) return;
-    await this.ledger.pool.query('SELECT holdfast.assert_leader($1)', [ours.epoch]);
-    await connection.pipeline(0, [['WATCH', WITNESS_KEY]]);
-    const again = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
-    if (again !== undefined && again.epoch >= ours.epoch) {
-      await connection.command(0, ['UNWATCH']);
-      return;
-    }
-    try {
-      await connection.transaction(0, [['SET', WITNESS_KEY, formatWitness(ours)]]);
-    } catch (thrown) {
-      // Without it nothing can be restored, which for want of memory would fail as well; the look goes on.
-      if (!isOutOfMemory(thrown)) throw thrown;
-      await connection.command(0, ['UNWATCH']);
-    }
-  }
-
-  /** The leader's work: restores and backlogs, a few streams at a time, again when something came meanwhile. */
-  #work(): void {
-    if (this.#working !== undefined) {
-      this.#workAgain = true;
-      return;
-    }
-    if (!this.#leadership.leads || this.#state !== 'open' || this.#stopped) return;
-    this.#working = this.#workOnce()
-      .catch((thrown: unknown) => {
-        this.#lastError = messageOf(thrown);
-        if (!this.ledger.postgres.failed(thrown)) this.#log.error({ err: thrown }, 'recovery work failed');
-      })
-      .finally(() => {
-        this.#working = undefined;
-        if (!this.#workAgain) return;
-        this.#workAgain = false;
-        this.#work();
-      });
-  }
-
-  async #workOnce(): Promise<void> {
-    const { ledger } = this;
-    await settleAbandoned(ledger, await this.#connect());
-    const { rows } = await ledger.pool.query<{ stream_id: string; mode: string }>(
-      `SELECT stream_id, mode FROM holdfast.stream WHERE ended_at IS NULL AND mode <> 'normal'
-       UNION
-       SELECT stream_id, mode FROM holdfast.stream
-        WHERE ended_at IS NULL AND stream_id IN (SELECT stream_id FROM holdfast.backlog)`,
-    );
-    if (rows.length === 0) return;
-    const streams = rows.map((row) => Number(row.stream_id)).values();
-    const mendNext = async (): Promise<void> => {
-      for (const streamId of streams) {
-        if (this.#stopped || this.#state !== 'open' || !this.#leadership.leads) return;
-        if (this.#pauses.has(streamId)) continue;
-        try {
-          if (await this.#mend(streamId, rows.length)) this.#pauses.wait(streamId);
-          else this.#pauses.end(streamId);
-        } catch (thrown) {
-          await this.#mendFailed(streamId, thrown);
-        }
-      }
-    };
-    // All must have ended before the work is over, also where one of them could not even note its failure.
-    const ends = await Promise.allSettled(Array.from({ length: STREAMS_MENDED_AT_ONCE }, mendNext));
-    for (const end of ends) if (end.status === 'rejected') throw end.reason;
-  }
-
-  /** Gives whether it must be gone on with when the KV store has room. `sharers`: streams that are mended now. */
-  async #mend(streamId: number, sharers: number): Promise<boolean> {
-    const { ledger } = this;
-    const context = { ledger, address: this.#address, leaderEpoch: this.#leadership.epoch, log: this.#log, sharers };
-    const restored = await restoreStream(context, streamId);
-    if (restored !== undefined) {
-      this.#restores += 1;
-      this.#entriesRestored += restored.entriesRestored;
-      this.#aliases += restored.aliases;
-      this.#lastRestoreMs = restored.milliseconds;
-    }
-    const stream = await ledger.streams.refresh(streamId);
-    if (stream === undefined || stream.ended) return false;
-    const connection = await KvConnection.open(this.#address, COMMAND_TIMEOUT_MS * 10);
-    let waiting = false;
-    try {
-      const published = await publishBacklog({ ...context, connection }, stream);
-      this.#aliases += published.aliases;
-      this.#possibleDuplicates += published.possibleDuplicates;
-      waiting = published.waiting;
-    } finally {
-      connection.close();
-    }
-    await ledger.streams.refresh(streamId);
-    return waiting;
-  }
-
-  async #mendFailed(streamId: number, thrown: unknown): Promise<void> {
-    const pauseMs = thrown instanceof OutOfRoom || isOutOfMemory(thrown) ? this.#pauses.begin(streamId) : 0;
-    this.#lastError = pauseMs === 0 ? messageOf(thrown) : `${messageOf(thrown)}; next attempt in ${pauseMs / 1000} s`;
-    this.#log.error({ err: thrown, streamId, pauseMs }, 'a stream could not be restored yet, it is tried again');
-    if (this.ledger.postgres.failed(thrown)) return;
-    await this.ledger.pool.query(
-      `WITH noted AS (
-         UPDATE holdfast.recovery SET last_error = $2 WHERE stream_id = $1 AND completed_at IS NULL
-       )
-       UPDATE holdfast.stream SET mode_cause = split_part(mode_cause, ' (', 1) || ' (' || $2 || ')'
-        WHERE stream_id = $1 AND mode <> 'normal'`,
-      [streamId, this.#lastError],
-    );
-    await this.ledger.streams.refresh(streamId);
-    if (thrown instanceof HoldfastError && thrown.code === 'KVDOWN') this.upstreamLost();
-  }
 }
 
 /** Compares for the first time, then goes on by itself until `stop()`. Rejects with CONFIG, see `Recovery.start`. */
@@ -864,14 +568,4 @@ export async function startRecovery(options: RecoveryOptions): Promise<Recovery>
   const recovery = new Recovery(options);
   await recovery.start();
   return recovery;
-}
-
-/** What XRANGE gives for one ID; nothing where something else than a stream has the name by now. */
-async function entryAt(connection: KvConnection, stream: Stream, id: string): Promise<KvReply[]> {
-  try {
-    return (await connection.command(stream.database, ['XRANGE', stream.name, id, id])) as KvReply[];
-  } catch (thrown) {
-    if (isWrongType(thrown)) return [];
-    throw thrown;
-  }
 }

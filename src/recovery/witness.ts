@@ -4,7 +4,8 @@
  * nothing (it can be evicted). Keys that a restore builds begin with the same word, so that one rule hides all.
  */
 import { HoldfastError } from '../errors.ts';
-import type { KvReply } from './kv-connection.ts';
+import type { Ledger } from '../ledger/ledger.ts';
+import { isOutOfMemory, type KvConnection, type KvReply } from './kv-connection.ts';
 
 export const WITNESS_KEY = 'holdfast:epoch';
 
@@ -31,6 +32,27 @@ export function refuseForeignWitness(witness: Witness | undefined, identity: str
     `kv.url: this KV store belongs to the ledger ${witness.ledger}, ledger.database is ${identity}; ` +
       `use the database of that ledger, or delete the key ${WITNESS_KEY} to adopt the KV store as it is`,
   );
+}
+
+/** Puts the witness of a leader of `epoch` in place, unless a later one's is there. Rejects where another one leads. */
+export async function placeWitness(ledger: Ledger, connection: KvConnection, epoch: number): Promise<void> {
+  const ours = { ledger: ledger.identity, epoch };
+  const current = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
+  if (current !== undefined && current.epoch >= ours.epoch) return;
+  await ledger.pool.query('SELECT holdfast.assert_leader($1)', [ours.epoch]);
+  await connection.pipeline(0, [['WATCH', WITNESS_KEY]]);
+  const again = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
+  if (again !== undefined && again.epoch >= ours.epoch) {
+    await connection.command(0, ['UNWATCH']);
+    return;
+  }
+  try {
+    await connection.transaction(0, [['SET', WITNESS_KEY, formatWitness(ours)]]);
+  } catch (thrown) {
+    // Without it nothing can be restored, which for want of memory would fail as well; the look goes on.
+    if (!isOutOfMemory(thrown)) throw thrown;
+    await connection.command(0, ['UNWATCH']);
+  }
 }
 
 /** Where a leader of `epoch` builds a stream before it takes the name's place. */
