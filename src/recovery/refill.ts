@@ -35,6 +35,7 @@ interface Row {
 }
 
 const BATCH_ROWS = 1000;
+const BATCH_BYTES = 4 * 1024 * 1024;
 
 /** Gives whether all of the stream is in the KV store by now. */
 export async function refillWindow(context: PublishContext, stream: Stream): Promise<boolean> {
@@ -81,9 +82,12 @@ async function readRows({ ledger }: PublishContext, { streamId }: Stream, edge: 
   const { rows } = await ledger.pool.query<Row>({
     name: 'holdfast-refill-rows',
     text: `SELECT id, fields, maxlen, EXISTS (
-             SELECT FROM holdfast.deletion AS d WHERE d.stream_id = entry.stream_id AND d.id = entry.id
+             SELECT FROM holdfast.deletion AS d WHERE d.stream_id = $1 AND d.id = measured.id
            ) AS deleted
-             FROM holdfast.entry WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${BATCH_ROWS}`,
+             FROM (SELECT *, sum(octet_length(fields)) OVER (ORDER BY id) - octet_length(fields) AS before
+                     FROM (SELECT id, fields, maxlen FROM holdfast.entry
+                            WHERE stream_id = $1 AND id > $2 ORDER BY id LIMIT ${BATCH_ROWS}) AS page) AS measured
+            WHERE before < ${BATCH_BYTES} ORDER BY id`,
     values: [streamId, edge],
   });
   return rows;
@@ -97,31 +101,22 @@ async function add(
   from: Buffer,
   to: Buffer,
 ): Promise<boolean> {
-  if (rows.length > 0) {
-    await watchFenced(context, stream);
-    const state = await watermarksOf(context, stream);
-    if (state === undefined) return false;
-    const placing = await place(context, stream, rows, 0, false);
-    if (placing.oldIds.length > 0) {
-      await context.connection.command(0, ['UNWATCH']);
-      const least = maxEntryId(state.lastId, entryIdFrom(Date.now(), 0));
-      await asLeader(context, (client) => renumber(client, 'entry', stream.streamId, from, [], least));
-      return true;
-    }
-    const last = formatEntryId(maxEntryId(maxEntryId(state.lastId, to), placing.missing.at(-1)?.id ?? ENTRY_ID_ZERO));
-    // They were counted when they were added for the first time.
-    const added = Math.max(state.added, state.length + placing.missing.length);
-    const mark = [
-      'XSETID',
-      stream.name,
-      last,
-      'ENTRIESADDED',
-      added,
-      'MAXDELETEDID',
-      formatEntryId(state.maxDeletedId),
-    ];
-    if (!(await addWatched(context, stream, placing.missing, [mark]))) return true;
+  await watchFenced(context, stream);
+  const state = await watermarksOf(context, stream);
+  if (state === undefined) return false;
+  const placing = await place(context, stream, rows, 0, false);
+  if (placing.oldIds.length > 0) {
+    await context.connection.command(0, ['UNWATCH']);
+    const least = maxEntryId(state.lastId, entryIdFrom(Date.now(), 0));
+    await asLeader(context, (client) => renumber(client, 'entry', stream.streamId, from, [], least));
+    return true;
   }
+  const last = formatEntryId(maxEntryId(maxEntryId(state.lastId, to), placing.missing.at(-1)?.id ?? ENTRY_ID_ZERO));
+  // They were counted when they were added for the first time. Where none is wanted any more the KV store's last ID moves on all
+  // the same: it is never below the edge.
+  const added = Math.max(state.added, state.length + placing.missing.length);
+  const mark = ['XSETID', stream.name, last, 'ENTRIESADDED', added, 'MAXDELETEDID', formatEntryId(state.maxDeletedId)];
+  if (!(await addWatched(context, stream, placing.missing, [mark]))) return true;
   await asLeader(context, async (client) => {
     await client.query(
       `UPDATE holdfast.stream SET window_id = $3

@@ -166,4 +166,23 @@ describe.each(kvKinds)('a backlog greater than maxmemory, with %s,', (kind) => {
     await eventually('looks', () => sidecar.recovery.status().looksTotal > looksTotal + 3);
     expect(sidecar.recovery.status().lossesTotal).toBe(1);
   }, 180_000);
+
+  test('comes back without what was acknowledged behind it, and is no second loss', async () => {
+    const { sidecar, client, direct } = await stack('noeviction');
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    const ids = await add(client, 0, ENTRIES);
+    for (let read = 0; read < ENTRIES; read += 1000) {
+      await client.xreadgroup('GROUP', 'g', 'c', 'COUNT', 1000, 'STREAMS', 's', '>');
+    }
+    for (let at = 3000; at < ENTRIES; at += 1000) await client.xack('s', 'g', ...ids.slice(at, at + 1000));
+    await sidecar.ledger.acknowledgements.flush();
+    await direct.flushall();
+    await direct.config('SET', 'maxmemory', MAXMEMORY);
+    await eventually('restored in part', () => /in part/.test(causeOf(sidecar)), 30_000);
+    expect(ranges(await work(client, 'g', 3000))).toBe('0..2999');
+    await eventually('all is well', () => sidecar.recovery.status().troubled.length === 0, 30_000);
+    const { looksTotal } = sidecar.recovery.status();
+    await eventually('looks', () => sidecar.recovery.status().looksTotal > looksTotal + 3);
+    expect(sidecar.recovery.status().lossesTotal).toBe(1);
+  }, 180_000);
 });
