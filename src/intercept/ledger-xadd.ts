@@ -10,7 +10,7 @@
  * No success is told before the commit. When all is well `request` does not wait and `onReply` makes one promise.
  */
 import { HoldfastError } from '../errors.ts';
-import { formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_LENGTH, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { errorText, readReply } from '../resp/reply.ts';
@@ -147,13 +147,24 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       await ledger.streams.refresh(stream.streamId);
       return undefined;
     }
-    if (outcome === 'small') return SMALL_ID;
+    if (outcome === 'small') return doubt === undefined ? SMALL_ID : doubtful(xadd, doubt);
     // If the KV store is there, the real ID is a matter of milliseconds.
     const published =
       doubt !== undefined && recovery.state !== 'down'
         ? await recovery.publishedId(stream, outcome.id, DOUBT_MS)
         : undefined;
     return encode.bulk(formatEntryId(published ?? outcome.id));
+  }
+
+  /** Its ID is not above the stream's: where the KV store has this very entry, the lost reply said so. */
+  async function doubtful(xadd: XaddExchange, { cause }: Doubt): Promise<Buffer> {
+    const { stream, parsed, args } = xadd;
+    const id = parsed.requested;
+    if (id?.length === ENTRY_ID_LENGTH && (await recovery.hasEntry(stream, id, args, parsed.idAt + 1))) {
+      xadd.epoch = stream.epoch;
+      return commit(xadd, id, encode.bulk(formatEntryId(id)), 1);
+    }
+    throw new HoldfastError('KVDOWN', `the entry may or may not have been added: ${cause.message}`);
   }
 
   function sentArgs(xadd: XaddExchange): readonly Buffer[] {

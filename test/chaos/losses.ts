@@ -18,16 +18,18 @@ export interface StruckFault {
 export interface Loss {
   readonly fromMs: number;
   readonly untilMs: number;
+  /** By then all must have been restored, other faults that kept it from that included. */
+  readonly restoredByMs: number;
   /** Acknowledgements could not be recorded since then, because the ledger or a sidecar was broken as well. */
   readonly unrecordedSinceMs: number;
 }
 
-/** After a fault was healed, the restore may take this long. */
+/** After the last fault was healed, the restore may take this long. */
 export const SETTLE_MS = 5000;
 /** Acknowledgements are recorded every 200 ms; the rest is what the commit may take on a busy machine. */
-export const FLUSH_MS = 1000;
-/** Acknowledgements inside scripts are found by comparison, at every checkpoint (1000 ms). */
-export const SCRIPT_FLUSH_MS = 2500;
+export const FLUSH_MS = 1500;
+/** Acknowledgements inside scripts are found by comparison, at every checkpoint (1000 ms), which a busy machine misses once. */
+export const SCRIPT_FLUSH_MS = 3500;
 /** The reconciler looks every second. */
 const RECONCILE_MS = 3000;
 const HINDERS_RECORDING = new Set(['ledger', 'ledger-link', 'sidecar']);
@@ -38,16 +40,30 @@ export function lossesOf(faults: readonly StruckFault[]): Loss[] {
     const earlier = hindrances.find((fault) => fault.beginMs < atMs && atMs <= fault.healedMs + FLUSH_MS);
     return earlier === undefined ? atMs : hinderedSince(earlier.beginMs);
   }
+  // While another fault lasts, the restore may have to wait.
+  function hinderedUntil(atMs: number): number {
+    const later = faults.find(
+      (fault) => !CLIENTS.has(fault.resource) && fault.beginMs <= atMs + SETTLE_MS && fault.healedMs > atMs,
+    );
+    return later === undefined ? atMs : hinderedUntil(later.healedMs);
+  }
   return faults.flatMap((fault) => {
     if (fault.losesData === undefined) return [];
     const fromMs = fault.losesData === 'at its end' ? fault.healMs : fault.beginMs;
-    return [{ fromMs, untilMs: fault.healedMs, unrecordedSinceMs: hinderedSince(fromMs) }];
+    return [
+      {
+        fromMs,
+        untilMs: fault.healedMs,
+        restoredByMs: hinderedUntil(fault.healedMs) + SETTLE_MS,
+        unrecordedSinceMs: hinderedSince(fromMs),
+      },
+    ];
   });
 }
 
 /** May this loss be why an entry whose acknowledgement was answered at `toldMs` came again at `againMs`? */
 export function excuses(loss: Loss, toldMs: number, againMs: number, flushMs: number): boolean {
-  return againMs >= loss.fromMs && toldMs >= loss.unrecordedSinceMs - flushMs && toldMs <= loss.untilMs + SETTLE_MS;
+  return againMs >= loss.fromMs && toldMs >= loss.unrecordedSinceMs - flushMs && toldMs <= loss.restoredByMs;
 }
 
 /** Faults that only stop producers or consumers do not keep Holdfast from seeing what is written. */

@@ -321,6 +321,23 @@ describe.each(kvKinds)('with %s', (kind) => {
     expect(id).toBe(executed);
   });
 
+  test('[9] an XADD under an ID of its own, taken in by comparison before its connection broke, is no smaller ID', async () => {
+    const cut = await link();
+    const leader = await sidecarOf();
+    const sidecar = await sidecarOf({ kvPort: cut.port });
+    const client = sidecar.client();
+    await client.xadd('s', '5-1', 'n', 'first');
+    cut.hold(['toClient']);
+    const pending = client.xadd('s', '7-1', 'n', 'in flight');
+    await eventually('executed', async () => (await idsOf()).length === 2);
+    await eventually('taken in', () => leader.recovery.status().observedTotal === 1);
+    cut.reset();
+    cut.heal();
+    expect(await pending).toBe('7-1');
+    expect(await idsOf()).toEqual(['5-1', '7-1']);
+    await expect(client.xadd('s', '7-1', 'n', 'in flight')).rejects.toThrow('equal or smaller');
+  });
+
   test('[9] an XADD whose bytes land late is not there twice', async () => {
     const cut = await link();
     const sidecar = await sidecarOf({ kvPort: cut.port });
