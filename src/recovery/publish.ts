@@ -20,8 +20,8 @@ import { encodeFields } from '../ledger/entry-fields.ts';
 import { formatEntryId, parseEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { addWatched, type Placing, type PublishContext, type PublishRow, place, watchFenced } from './append.ts';
+import { closeConnections } from './close-connections.ts';
 import { entryBytes } from './kv-memory.ts';
-import { parseServerIdentity } from './kv-snapshot.ts';
 import { refillWindow } from './refill.ts';
 import { asLeader, renumber } from './renumber.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
@@ -235,15 +235,12 @@ async function claimInDoubt(
   const inDoubt = rows.filter((row) => row.in_doubt);
   if (inDoubt.length === 0) return [...rows];
 
-  // Bytes of a broken connection can still land after we looked: not once it is closed at the other end.
-  // Another run of the server has closed it by itself, and has given its ID to somebody else.
-  const runId = parseServerIdentity(String(await connection.command(0, ['INFO', 'server']))).runId;
-  for (const client of new Set(inDoubt.filter((row) => row.kv_run_id === runId).map((row) => row.kv_client_id))) {
-    if (client === null) continue;
-    await connection.command(0, ['CLIENT', 'KILL', 'ID', client]).catch((thrown: Error) => {
-      if (thrown instanceof HoldfastError) throw thrown;
-    });
-  }
+  await closeConnections(
+    connection,
+    inDoubt.flatMap(({ kv_client_id: clientId, kv_run_id: runId }) =>
+      clientId === null || runId === null ? [] : [{ clientId: Number(clientId), runId }],
+    ),
+  );
   const after = inDoubt.reduce(
     (least, row) => (row.after_id!.compare(least) < 0 ? row.after_id! : least),
     inDoubt[0]!.after_id!,
