@@ -1,13 +1,15 @@
 /**
  * What a scope costs: `npm run bench -- scope`. The same load through one Holdfast without a scope and in one, in pairs that
  * take turns in going first, so that what the machine does meanwhile strikes both. Figures are medians of the pairs' ratios.
+ * With two cores the load generator and the KV server share the first one and Holdfast has the second.
  */
 import { createHash } from 'node:crypto';
+import { availableParallelism, loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { connectRaw } from '../test/support/raw-client.ts';
 import { median } from './bench.ts';
 import { startLedgerDatabases } from './ledger-databases.ts';
-import { type Load, type Measurement, measure } from './load.ts';
+import { cpuMicros, type Load, type Measurement, measure, pinProcess } from './load.ts';
 import { type KvBinary, startHoldfast, startKv } from './processes.ts';
 
 /** One call, as in a lock; and a script as queues have them: keys built inside, several types, a table of replies. */
@@ -25,6 +27,10 @@ const LOGIN = { user: 'tenant', password: 'tenant' };
 const CLIENTS = 50;
 const CALIBRATION_REQUESTS = 3000;
 const TIMEOUT_MS = 60_000;
+
+interface Run extends Measurement {
+  readonly kvMicrosPerRequest: number;
+}
 
 interface ScopeCase {
   readonly name: string;
@@ -77,6 +83,12 @@ export async function runScopeBench(argv: readonly string[]): Promise<void> {
       settings: { users: { [LOGIN.user]: { password, scope: 'v1/organisation/fleet/7/' } } },
     });
     running.push(holdfast);
+    const pinned = availableParallelism() > 1;
+    if (pinned) {
+      pinProcess(kv.pid, '0');
+      pinProcess(holdfast.pid, '1');
+    }
+    process.stdout.write(`load ${loadavg()[0]!.toFixed(1)}, ${pinned ? 'pinned' : 'one core'}\n`);
     const shas = new Map<string, string>();
     for (const login of [undefined, LOGIN]) {
       const client = await connectRaw(holdfast.port);
@@ -89,15 +101,19 @@ export async function runScopeBench(argv: readonly string[]): Promise<void> {
     const rounds = Number(values.rounds);
     for (const each of cases(shas).filter(({ name }) => values.case === undefined || name.startsWith(values.case))) {
       const load: Load = { clients: CLIENTS, dataBytes: 3, ...each };
-      const run = (scoped: boolean, requests: number): Promise<Measurement> =>
-        measure(holdfast.port, scoped ? { ...load, login: LOGIN } : load, requests, {
+      const run = async (scoped: boolean, requests: number): Promise<Run> => {
+        const kvBefore = cpuMicros(kv.pid);
+        const measured = await measure(holdfast.port, scoped ? { ...load, login: LOGIN } : load, requests, {
           measuredPid: holdfast.pid,
+          cores: pinned ? '0' : undefined,
           timeoutMs: TIMEOUT_MS,
         });
+        return { ...measured, kvMicrosPerRequest: (cpuMicros(kv.pid) - kvBefore) / requests };
+      };
       await run(true, CALIBRATION_REQUESTS);
       const first = await run(false, CALIBRATION_REQUESTS);
       const requests = Math.max(CALIBRATION_REQUESTS, Math.round(first.requestsPerSecond * Number(values.seconds)));
-      const pairs: { bare: Measurement; scoped: Measurement }[] = [];
+      const pairs: { bare: Run; scoped: Run }[] = [];
       for (let round = 0; round < rounds; round += 1) {
         if (round % 2 === 0) {
           const bare = await run(false, requests);
@@ -110,9 +126,10 @@ export async function runScopeBench(argv: readonly string[]): Promise<void> {
       const ratio = median(pairs.map(({ bare, scoped }) => scoped.requestsPerSecond / bare.requestsPerSecond));
       const rate = (pick: 'bare' | 'scoped') => Math.round(median(pairs.map((pair) => pair[pick].requestsPerSecond)));
       const cpu = (pick: 'bare' | 'scoped') => median(pairs.map((pair) => pair[pick].cpuMicrosPerRequest!)).toFixed(1);
+      const kvCpu = (pick: 'bare' | 'scoped') => median(pairs.map((pair) => pair[pick].kvMicrosPerRequest)).toFixed(1);
       process.stdout.write(
         `${each.name.padEnd(24)} ${ratio.toFixed(2)} (promised ${each.least})  ${rate('bare')}/s bare, ${rate('scoped')}/s scoped, ` +
-          `Holdfast ${cpu('bare')} and ${cpu('scoped')} µs CPU a request\n`,
+          `CPU a request: Holdfast ${cpu('bare')} and ${cpu('scoped')} µs, KV server ${kvCpu('bare')} and ${kvCpu('scoped')} µs\n`,
       );
     }
   } finally {

@@ -21,6 +21,13 @@ export interface KeySpec {
     | { readonly type: 'unknown' };
 }
 
+/** Which arguments of a request are keys: from `first` to `last` (from the end where negative), every `step`. */
+export interface KeyRange {
+  readonly first: number;
+  readonly last: number;
+  readonly step: number;
+}
+
 /** One command as a server's `COMMAND` describes it, and as the generated table stores it. */
 export interface CommandDescription {
   /** Lower case; a subcommand as `container|subcommand`. */

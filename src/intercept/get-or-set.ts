@@ -79,7 +79,10 @@ function renamed(frame: Buffer): Buffer {
   return error(frame.toString('utf8', 1, frame.length - 2).replace("'set' command", "'getorset' command"));
 }
 
-/** EVAL and EVALSHA with one key and one argument. Inside MULTI the script runs as it is. */
+/**
+ * EVAL and EVALSHA with one key and one argument. Inside MULTI the script runs as it is, and in a scope, where it is
+ * sent with another one around it.
+ */
 function scriptInterceptor(parts: GetOrSetParts, scripts: GetOrSetScripts, name: 'eval' | 'evalsha'): Interceptor {
   const isKnown = name === 'eval' ? scripts.isBody : scripts.isSha;
   const asGetOrSet = ([, , , key, value]: readonly Buffer[], original: readonly Buffer[]): GetOrSet => ({
@@ -90,6 +93,7 @@ function scriptInterceptor(parts: GetOrSetParts, scripts: GetOrSetScripts, name:
   });
   return {
     name: `get-or-set by ${name}`,
+    sessions: 'unscoped',
     handles: (command) => command?.name === name,
     request(exchange) {
       const { args } = exchange;
@@ -109,6 +113,7 @@ function scriptInterceptor(parts: GetOrSetParts, scripts: GetOrSetScripts, name:
 function loadInterceptor(scripts: GetOrSetScripts): Interceptor {
   return {
     name: 'get-or-set by script load',
+    sessions: 'unscoped',
     handles: (command) => command?.name === 'script|load',
     request({ args }) {
       if (args.length === 3) scripts.isBody(args[2]!);

@@ -8,7 +8,7 @@
  *
  * A command that no interceptor handles never becomes an Exchange: its bytes go on as they are.
  */
-import type { CommandEntry } from '../command/command.ts';
+import type { CommandEntry, KeyRange } from '../command/command.ts';
 import type { HoldfastError } from '../errors.ts';
 import type { Protocol } from '../resp/encode.ts';
 
@@ -103,21 +103,42 @@ export interface Glance {
    * The request stands in `buffer` at `start`, argument i between `start + bounds[2i]` and `start + bounds[2i + 1]`.
    * `prefix` is put before the keys of a scoped session's request.
    */
-  look(buffer: Buffer, start: number, bounds: Int32Array, argc: number, prefix: Buffer | undefined): number;
+  look(
+    buffer: Buffer,
+    start: number,
+    bounds: Int32Array,
+    argc: number,
+    prefix: Buffer | undefined,
+    session: SessionView,
+  ): number;
   /** A reply has passed: its length with framing. */
   answered(mark: number, replyBytes: number): void;
-  /** `args` are the client's own, keys prefixed. Only `onReply` and `onLost` have a meaning any more. */
-  late(exchange: Exchange): void;
-  /** What marked requests are sent as: `head`, the arguments from `argumentsFrom` on as they came, `tail`. */
-  readonly form?: { readonly head: Buffer; readonly argumentsFrom: number; readonly tail: Buffer };
+  /**
+   * `args` are the client's own, keys prefixed where the command needs nothing else in a scope. Only `onReply` and
+   * `onLost` have a meaning any more.
+   */
+  late(exchange: Exchange, form: SentForm | undefined): void;
+  /** What the request that was marked last is sent as. Requests in a row with one and the same form are sent in one run. */
+  readonly form?: SentForm | undefined;
+  /** Replies that are null are not looked at either. */
+  readonly errorsOnly?: boolean;
+}
+
+/** `head`, the arguments from `argumentsFrom` on as they came, `tail`. */
+export interface SentForm {
+  readonly head: Buffer;
+  readonly argumentsFrom: number;
+  readonly tail: Buffer;
+  /** The arguments that get the session's prefix, where they are not the same for all requests of the command. */
+  readonly keys?: KeyRange;
 }
 
 export interface Interceptor {
   readonly name: string;
-  /** Has a use only where no other interceptor handles the command, but for those of scoped sessions. */
+  /** Has a use only where no other interceptor looks at the command. */
   readonly glance?: Glance;
-  /** Called for sessions with a scope only; costs others nothing. */
-  readonly scopedOnly?: boolean;
+  /** Called for sessions with a scope, or without one, only; costs others nothing. */
+  readonly sessions?: 'scoped' | 'unscoped';
   /** Asked once per command at start, and once with `undefined` for commands that the table does not know. */
   handles(command: CommandEntry | undefined): boolean;
   /**

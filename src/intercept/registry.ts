@@ -16,7 +16,7 @@ import { infoInterceptor } from './info.ts';
 import type { Interceptor } from './interceptor.ts';
 import type { LedgerContext } from './ledger-context.ts';
 import { ledgerInterceptors } from './ledger-interceptors.ts';
-import { scopeInterceptor } from './scope.ts';
+import { scopeInterceptors } from './scope.ts';
 
 export interface InterceptorParts {
   readonly ledger: LedgerContext;
@@ -36,7 +36,7 @@ export interface InterceptorParts {
 export function createInterceptors(parts: InterceptorParts): Interceptor[] {
   const ledgered = () => parts.ledger.ledger.streams.all();
   return [
-    scopeInterceptor(parts.scripts, ledgered),
+    ...scopeInterceptors(parts.scripts, ledgered),
     holdfastCommand([
       holdfastScope(parts.cache.invalidations, ledgered),
       holdfastWith(),

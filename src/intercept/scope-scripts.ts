@@ -4,7 +4,7 @@ import * as encode from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
 import { countedKeys } from '../scope/find-names.ts';
 import { isError, rewriteError } from '../scope/rewrite-reply.ts';
-import { notPermitted, rewriteRequest } from '../scope/rewrite-request.ts';
+import { notPermitted, type RewrittenRequest, rewriteRequest } from '../scope/rewrite-request.ts';
 import type { Scope } from '../scope/scope.ts';
 import { clientError, ScriptRefusal, type SentScript, type WrappedScript } from '../scope/script-registry.ts';
 import type { Exchange } from './interceptor.ts';
@@ -75,11 +75,13 @@ function send({ exchange, scope, rule }: ScopedExchange, script: WrappedScript, 
   const rewritten = rewriteRequest(scope, rule, exchange.args);
   const { args } = rewritten;
   exchange.args = [args[0]!, sent, ...args.slice(2), ...trailingArguments(scope)];
-  exchange.onReply((frame) => {
-    if (!isError(frame)) return frame;
-    const text = clientError(script, readReply(frame).bytes.toString('latin1'));
-    return rewriteError(scope, encode.errorOfBytes(text), rewritten);
-  });
+  exchange.onReply((frame) => (isError(frame) ? scriptError(scope, script, frame, rewritten) : frame));
+}
+
+/** An error of a wrapped script, as the client may see it. */
+export function scriptError(scope: Scope, script: WrappedScript, frame: Buffer, request: RewrittenRequest): Buffer {
+  const text = clientError(script, readReply(frame).bytes.toString('latin1'));
+  return rewriteError(scope, encode.errorOfBytes(text), request);
 }
 
 export async function loadScript(scoped: ScopedExchange): Promise<void> {

@@ -17,6 +17,7 @@ import type { Exchange, Interceptor } from './interceptor.ts';
 import { callFunction, deleteLibrary, flushLibraries, listLibraries, loadLibrary } from './scope-functions.ts';
 import { countKeys, flushDatabase, flushDatabases, type LedgeredStreams, randomKey } from './scope-keyspace.ts';
 import { flushScripts, loadScript, runScript, scriptsExist, showScript } from './scope-scripts.ts';
+import { EVALSHA, glanceAtScript } from './sent-scripts.ts';
 
 /** One request in a scope, as the handlers of special commands get it. */
 export interface ScopedExchange {
@@ -44,7 +45,7 @@ export function prefixOf(exchange: Exchange, key: Buffer): Buffer | undefined {
   return key.subarray(0, prefix.length).equals(prefix) ? prefix : undefined;
 }
 
-export function scopeInterceptor(scripts: ScriptRegistry, ledgered: LedgeredStreams): Interceptor {
+export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStreams): Interceptor[] {
   /** Sessions of this process that have patterns, for PUBSUB NUMPAT. */
   const listening = new Set<ScopedSession>();
 
@@ -100,13 +101,24 @@ export function scopeInterceptor(scripts: ScriptRegistry, ledgered: LedgeredStre
     exchange.onReply((frame) => rewriteReply(scope, rule.reply, frame, rewritten));
   }
 
-  return {
-    name: 'scope',
-    scopedOnly: true,
-    handles(command) {
-      const rule = scopeRule(command);
-      return rule.kind !== 'plain' || rule.reply !== 'none';
+  return [
+    {
+      name: 'scope',
+      sessions: 'scoped',
+      handles(command) {
+        const rule = scopeRule(command);
+        return !EVALSHA.includes(command?.name ?? '') && (rule.kind !== 'plain' || rule.reply !== 'none');
+      },
+      request,
     },
-    request,
-  };
+    ...EVALSHA.map(
+      (name): Interceptor => ({
+        name: `scope of ${name}`,
+        sessions: 'scoped',
+        handles: (command) => command?.name === name,
+        request,
+        glance: glanceAtScript(scripts, name),
+      }),
+    ),
+  ];
 }

@@ -2,10 +2,9 @@
  * How each command is carried: on a shared lane, on a dedicated one, or answered by the session. The one place that
  * knows which commands belong to a connection's state; sessions act on it, `HOLDFAST COMMANDS` prints it.
  */
-import type { CommandEntry } from '../command/command.ts';
+import type { CommandEntry, KeyRange } from '../command/command.ts';
 import { type CommandTable, commandTable } from '../command/table.ts';
 import type { Glance, Interceptor } from '../intercept/interceptor.ts';
-import type { KeyRange } from './identity.ts';
 
 export type Carriage =
   /** Shared lane. */
@@ -129,22 +128,20 @@ export function planCommands(interceptors: readonly Interceptor[], prefixedKeys?
   const table = commandTable();
   const decide = (command: CommandEntry | undefined): CommandPlan => {
     const carriage = carriageOf(command);
-    const own = interceptors.filter(
-      (interceptor) => (prefixedKeys !== undefined || interceptor.scopedOnly !== true) && interceptor.handles(command),
-    );
-    const unscoped = own.filter((interceptor) => interceptor.scopedOnly !== true);
-    const glancing = unscoped.length === 1 ? unscoped[0]!.glance : undefined;
-    const plain = carriage === 'shared' && (unscoped.length === 0 || glancing !== undefined);
-    const keys = plain && command !== undefined ? prefixedKeys?.(command) : undefined;
-    const rest = keys === undefined ? own : unscoped;
+    const others = prefixedKeys === undefined ? 'scoped' : 'unscoped';
+    const own = interceptors.filter((interceptor) => interceptor.sessions !== others && interceptor.handles(command));
+    const anyones = own.filter(({ sessions }) => sessions === undefined);
+    const mayBePrefixed = anyones.length === 0 || (anyones.length === 1 && anyones[0]!.glance !== undefined);
+    const keys = carriage === 'shared' && mayBePrefixed && command !== undefined ? prefixedKeys?.(command) : undefined;
+    const rest = keys === undefined ? own : anyones;
     return {
       command,
       carriage,
       interceptors: rest,
-      simple: plain && rest.length === 0 && keys === undefined,
+      simple: carriage === 'shared' && rest.length === 0 && keys === undefined,
       container: false,
       prefixedKeys: keys,
-      glance: plain && rest.length === unscoped.length ? glancing : undefined,
+      glance: carriage === 'shared' && rest.length === 1 ? rest[0]!.glance : undefined,
     };
   };
   const plans = table.entries.map(decide);

@@ -438,7 +438,7 @@ function enterRawMode(session: Session, request: Request): void {
   const begin = (): void => {
     session.laneDirty = true;
     session.lane!.raw = true;
-    session.lane!.append(request.bytes, 0, request.bytes.length);
+    session.lane!.out.append(request.bytes, 0, request.bytes.length);
     session.lift(Hold.request);
   };
   const refused = (reply: Buffer): void => {

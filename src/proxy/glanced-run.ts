@@ -5,7 +5,7 @@
  * Hot path: nothing is allocated for a request, one object for a run.
  */
 import type { HoldfastError } from '../errors.ts';
-import type { Glance } from '../intercept/interceptor.ts';
+import type { Glance, SentForm } from '../intercept/interceptor.ts';
 import { RequestScanner } from '../resp/request-scanner.ts';
 import type { CommandPlan } from './carriage.ts';
 import { type Slab, slabFor } from './kept-bytes.ts';
@@ -22,6 +22,7 @@ export class GlancedRun {
   private readonly host: ExchangeHost;
   private readonly plan: CommandPlan;
   private readonly glance: Glance;
+  private readonly form: SentForm | undefined;
   private readonly prefix: Buffer | undefined;
   private readonly slab: Slab;
   private readonly end: number;
@@ -33,10 +34,11 @@ export class GlancedRun {
   private read = 0;
   private readAt: number;
 
-  /** `count` requests, which are `buffer[start, end)`. */
+  /** `count` requests, which are `buffer[start, end)`. `prefix` is put before the keys that the plan names. */
   constructor(
     host: ExchangeHost,
     plan: CommandPlan,
+    form: SentForm | undefined,
     prefix: Buffer | undefined,
     buffer: Buffer,
     start: number,
@@ -47,12 +49,17 @@ export class GlancedRun {
     this.host = host;
     this.plan = plan;
     this.glance = plan.glance!;
+    this.form = form;
     this.prefix = prefix;
     this.slab = slabFor(end - start);
     this.readAt = this.slab.keep(buffer, start, end);
     this.end = this.readAt + end - start;
     this.marks = marks;
     this.left = count;
+  }
+
+  get errorsOnly(): boolean {
+    return this.glance.errorsOnly === true;
   }
 
   /** The next reply has been delivered. */
@@ -62,7 +69,7 @@ export class GlancedRun {
     this.passed();
   }
 
-  /** The next reply is this null or error. */
+  /** The next reply is this error, or null. */
   take(frame: Buffer): void {
     this.exchange().reply(frame);
   }
@@ -100,7 +107,7 @@ export class GlancedRun {
     const sent = prefix === undefined ? args : prefixKeys(args, plan.prefixedKeys!, prefix);
     const exchange = new PendingExchange(this.host, plan.command, sent, false, []);
     exchange.nextInterceptor(plan.interceptors[0]!);
-    this.glance.late(exchange);
+    this.glance.late(exchange, this.form);
     return exchange;
   }
 }

@@ -49,10 +49,3 @@ export interface IdentityProvider {
    */
   authenticate(user: string | undefined, password: Buffer): Promise<SessionIdentity | 'unknown' | 'refused'>;
 }
-
-/** Which arguments of a request are keys: from `first` to `last` (from the end where negative), every `step`. */
-export interface KeyRange {
-  readonly first: number;
-  readonly last: number;
-  readonly step: number;
-}

@@ -4,3 +4,10 @@ export function isInteger(text: string): boolean {
   const value = BigInt(text);
   return BigInt.asIntN(64, value) === value;
 }
+
+/** How many digits a number that is not negative has in decimal. */
+export function decimalDigits(value: number): number {
+  let digits = 1;
+  for (let rest = value; rest >= 10; rest = Math.floor(rest / 10)) digits += 1;
+  return digits;
+}

@@ -24,6 +24,7 @@ import type { Socket } from 'node:net';
 import { HoldfastError } from '../errors.ts';
 import { ReplyScanner } from '../resp/reply-scanner.ts';
 import type { ReadBuffer } from './byte-source.ts';
+import { OutBuffer } from './out-buffer.ts';
 import {
   type GlancedReplies,
   Owed,
@@ -62,11 +63,9 @@ const IN_MEMBERS = 7;
 const PUSH = 62;
 const ARRAY = 42;
 const MINUS = 45;
+const BULK_ERROR = 33;
 const BULK = 36;
 const NULL = 95;
-const OUT_BYTES = 128 * 1024;
-/** Longer requests are worth calls of `copy`. */
-const FRAMED_BYTES_MAX = 256;
 const NOTHING = Buffer.alloc(0);
 
 /** First words of frames that are pushes, and of those that confirm. RESP2 sends them as arrays. */
@@ -103,12 +102,11 @@ export class Lane {
   readonly drainWaiters = new Set<() => void>();
 
   readonly socket: Socket;
+  /** What is sent next. Bytes that are appended here alone are owed nothing: a part of a request, or raw bytes. */
+  readonly out: OutBuffer;
   private readonly readBuffer: ReadBuffer | undefined;
   private readonly laneBytesMax: number;
   private readonly scanner = new ReplyScanner();
-  private out: Buffer = NOTHING;
-  private outLength = 0;
-  private flushScheduled = false;
   private mode = BETWEEN;
   private parts: Buffer[] = [];
   private readonly pushScanner = new ReplyScanner();
@@ -137,6 +135,7 @@ export class Lane {
     this.socket = socket;
     this.readBuffer = readBuffer;
     this.laneBytesMax = laneBytesMax;
+    this.out = new OutBuffer((bytes) => this.write(bytes));
     this.onClosed = onClosed;
     socket.on('drain', this.drained);
   }
@@ -159,7 +158,7 @@ export class Lane {
         this.queue.counts[tail]! += count;
       else this.queue.push(Owed.plain, receiver, undefined, count);
     } else this.queue.push(Owed.plain, receiver, undefined, count);
-    this.append(buffer, start, end);
+    this.out.append(buffer, start, end);
   }
 
   /** A run of `count` complete requests whose nulls and errors, and no other replies, go to `replies`. */
@@ -173,81 +172,32 @@ export class Lane {
   ): void {
     this.queue.push(Owed.glanced, receiver, undefined, count);
     this.queue.glances[(this.queue.head + this.queue.size - 1) & this.queue.mask] = replies;
-    this.append(buffer, start, end);
+    this.out.append(buffer, start, end);
   }
 
   /** One complete request whose reply goes to `task` whole. */
   sendWhole(task: OwedReply, request: Buffer): void {
     this.queue.push(Owed.whole, undefined, task, 1);
-    this.append(request, 0, request.length);
+    this.out.append(request, 0, request.length);
   }
 
   /** An EXEC whose reply is taken member by member. */
   sendTransaction(task: OwedTransaction, request: Buffer): void {
     this.queue.push(Owed.members, undefined, task, 1);
-    this.append(request, 0, request.length);
+    this.out.append(request, 0, request.length);
   }
 
   /** A SUBSCRIBE or its kin, which is answered by confirmations, or by one error. */
   sendConfirmed(confirmations: OwedConfirmations, request: Buffer): void {
     this.queue.push(Owed.confirm, undefined, undefined, 1);
     this.queue.confirmations[(this.queue.head + this.queue.size - 1) & this.queue.mask] = confirmations;
-    this.append(request, 0, request.length);
+    this.out.append(request, 0, request.length);
   }
 
   /** `task.reply` is called as soon as everything owed before it has come. */
   whenReached(task: OwedReply): void {
     if (this.queue.size === 0) task.reply(NOTHING);
     else this.queue.push(Owed.local, undefined, task, 0);
-  }
-
-  /** Bytes of a request whose end is still to come, or raw bytes: nothing is owed for them yet. */
-  append(buffer: Buffer, start: number, end: number): void {
-    const length = end - start;
-    if (this.outLength + length > OUT_BYTES) {
-      this.flush();
-      if (length > OUT_BYTES / 2) {
-        this.write(Buffer.from(buffer.subarray(start, end)));
-        return;
-      }
-    }
-    if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
-    buffer.copy(this.out, this.outLength, start, end);
-    this.outLength += length;
-    this.flushSoon();
-  }
-
-  /** Appends `head`, `buffer[start, end)` and `tail`. */
-  appendFramed(head: Buffer, buffer: Buffer, start: number, end: number, tail: Buffer): void {
-    const length = head.length + end - start + tail.length;
-    if (length > FRAMED_BYTES_MAX || this.outLength + length > OUT_BYTES || this.out.length === 0) {
-      this.append(head, 0, head.length);
-      this.append(buffer, start, end);
-      this.append(tail, 0, tail.length);
-      return;
-    }
-    // For so few bytes calls of `copy` cost more than the bytes.
-    const { out } = this;
-    let to = this.outLength;
-    for (let at = 0; at < head.length; at += 1) out[to++] = head[at]!;
-    for (let at = start; at < end; at += 1) out[to++] = buffer[at]!;
-    for (let at = 0; at < tail.length; at += 1) out[to++] = tail[at]!;
-    this.outLength = to;
-    this.flushSoon();
-  }
-
-  private flushSoon(): void {
-    if (this.flushScheduled) return;
-    this.flushScheduled = true;
-    setImmediate(this.flushLater);
-  }
-
-  /** As `append`, for a few ASCII characters. */
-  appendText(text: string): void {
-    if (this.outLength + text.length > OUT_BYTES) this.flush();
-    if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
-    this.outLength += this.out.write(text, this.outLength, 'latin1');
-    this.flushSoon();
   }
 
   /** Reader of the socket. */
@@ -336,26 +286,13 @@ export class Lane {
   finish(): void {
     if (this.finishing || this.state === 'closed') return;
     this.finishing = true;
-    this.flush();
+    this.out.flush();
     this.socket.end();
   }
 
-  /** Writes what was appended in this tick. */
-  flush(): void {
-    if (this.outLength === 0) return;
-    const view = this.out.subarray(0, this.outLength);
-    this.outLength = 0;
-    // A write that did not finish at once still needs its bytes.
-    if (!this.write(view)) this.out = NOTHING;
-  }
-
-  private readonly flushLater = (): void => {
-    this.flushScheduled = false;
-    if (this.state !== 'closed') this.flush();
-  };
-
   /** Gives whether the write finished at once. */
   private write(bytes: Buffer): boolean {
+    if (this.state === 'closed') return true;
     this.socket.write(bytes);
     const waiting = this.socket.writableLength;
     if (waiting > this.laneBytesMax) this.congested = true;
@@ -394,7 +331,7 @@ export class Lane {
         if (!scanner.complete) break;
         done += 1;
         glances.answered(this.glancedBytes);
-      } while (done < owed && at < length && buffer[at] !== PUSH && !isTaken(buffer, at, length));
+      } while (done < owed && at < length && buffer[at] !== PUSH && !isTaken(glances, buffer, at, length));
     }
     if (scanner.malformed) return this.notResp(length);
     if (scanner.complete) this.mode = BETWEEN;
@@ -515,7 +452,7 @@ export class Lane {
     }
     if (kind === Owed.plain) return IN_PLAIN;
     if (kind === Owed.glanced) {
-      if (!isTaken(buffer, at, length)) return IN_PLAIN;
+      if (!isTaken(this.queue.glances[this.queue.head]!, buffer, at, length)) return IN_PLAIN;
       return type === BULK && at + 1 >= length ? BETWEEN : IN_WHOLE;
     }
     if (kind === Owed.whole) return IN_WHOLE;
@@ -546,10 +483,12 @@ function joined(parts: Buffer[], last: Buffer): Buffer {
   return parts.length === 0 ? last : Buffer.concat([...parts, last]);
 }
 
-/** `_`, `$-1` or an error; true as well while only a `$` is there to see. */
-function isTaken(buffer: Buffer, at: number, length: number): boolean {
+/** An error, `_` or `$-1`; true as well while only the `$` of what may be null is there to see. */
+function isTaken(replies: GlancedReplies, buffer: Buffer, at: number, length: number): boolean {
   const type = buffer[at];
-  return type === NULL || type === MINUS || (type === BULK && (at + 1 >= length || buffer[at + 1] === MINUS));
+  if (type === MINUS || type === BULK_ERROR) return true;
+  if (replies.errorsOnly) return false;
+  return type === NULL || (type === BULK && (at + 1 >= length || buffer[at + 1] === MINUS));
 }
 
 /** The first member of an aggregate where it is a bulk or simple string; `undefined` while its bytes are incomplete. */

@@ -43,6 +43,8 @@ export interface OwedConfirmations {
 
 /** Somebody who counts replies, and takes those that are null or errors. Called once for each, in order. */
 export interface GlancedReplies {
+  /** Replies that are null are not taken. */
+  readonly errorsOnly: boolean;
   /** A reply has been delivered. */
   answered(replyBytes: number): void;
   take(frame: Buffer): void;

@@ -1,5 +1,5 @@
 /** Keys of scoped requests that need nothing but a prefix. */
-import type { KeyRange } from './identity.ts';
+import type { KeyRange } from '../command/command.ts';
 
 export function prefixKeys(args: readonly Buffer[], keys: KeyRange, prefix: Buffer): Buffer[] {
   const prefixed = [...args];

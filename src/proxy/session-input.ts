@@ -10,15 +10,15 @@
  *
  * Hot path: no promise, closure, string or array for a request that is forwarded as it is.
  */
-import { EXCHANGE, PLAIN } from '../intercept/interceptor.ts';
+import { EXCHANGE, PLAIN, type SentForm } from '../intercept/interceptor.ts';
 import { RequestScanner } from '../resp/request-scanner.ts';
 import type { CommandPlan, CommandPlans } from './carriage.ts';
 import { dispatch } from './dispatch.ts';
 import { GlancedRun } from './glanced-run.ts';
-import type { KeyRange } from './identity.ts';
 import { resetSession } from './login.ts';
-import { lastKeyOf, prefixKeys } from './prefix-keys.ts';
+import { prefixKeys } from './prefix-keys.ts';
 import { Request } from './request.ts';
+import { appendInForm, appendPrefixed } from './rewritten-request.ts';
 import type { Session } from './session.ts';
 import { holdForCongestion } from './session-lanes.ts';
 import { Hold, Pin } from './session-state.ts';
@@ -32,6 +32,8 @@ export class SessionInput {
   private readonly scanner: RequestScanner;
   /** The plan of the requests of the current run, where a glance has marked them; undefined in a plain run. */
   private glancedPlan: CommandPlan | undefined;
+  /** What they are sent as, where that is not as they came. */
+  private form: SentForm | undefined;
   /** Of that run: the mark of all requests so far, or one by one where they differ. */
   private mark = PLAIN;
   private marks: number[] | undefined;
@@ -152,7 +154,7 @@ export class SessionInput {
     while (at < end) {
       if (this.session.pins & Pin.raw) {
         if (this.session.lastCommand === 'monitor' && isReset(buffer, at, end)) resetSession(this.session);
-        else this.session.lane?.append(buffer, at, end);
+        else this.session.lane?.out.append(buffer, at, end);
         return end;
       }
       if (this.session.pins & Pin.streaming) {
@@ -176,16 +178,18 @@ export class SessionInput {
         plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
         const mark = plan.glance === undefined ? PLAIN : this.glanceAt(plan, buffer, at);
         if (mark >= 0) {
-          if (this.glancedPlan !== plan) {
+          const { form } = plan.glance!;
+          if (this.glancedPlan !== plan || this.form !== form) {
             this.sendRun(buffer, runStart, at, runCount);
             runStart = at;
             runCount = 0;
             this.glancedPlan = plan;
+            this.form = form;
           }
           this.note(mark, runCount);
           this.session.lastCommand = plan.command!.name;
           this.session.commandsTotal += 1;
-          if (this.rewrites(plan)) this.appendRewritten(plan, buffer, at, length);
+          if (rewrites(plan, form)) this.appendRewritten(plan, form, buffer, at, at + length);
           at += length;
           scanner.reset();
           runCount += 1;
@@ -202,15 +206,17 @@ export class SessionInput {
           runCount = 0;
         }
         if (plan.prefixedKeys !== undefined && mark !== EXCHANGE && this.onFastPath()) {
-          this.sendRun(buffer, runStart, at, runCount);
-          runCount = 0;
+          // Part of the run: only its bytes are on their way before the others'.
+          if (at > runStart) this.session.lane!.out.append(buffer, runStart, at);
           this.session.lastCommand = plan.command!.name;
           this.session.commandsTotal += 1;
-          this.sendPrefixed(plan.prefixedKeys, buffer, at, length);
+          this.appendRewritten(plan, undefined, buffer, at, at + length);
           at += length;
           runStart = at;
           scanner.reset();
-          if (this.session.inFlight >= limits.pipelineDepthMax) {
+          runCount += 1;
+          if (this.session.inFlight + runCount >= limits.pipelineDepthMax) {
+            this.sendRun(buffer, runStart, at, runCount);
             this.session.hold(Hold.depth);
             return at;
           }
@@ -271,12 +277,15 @@ export class SessionInput {
       this.session.lane!.sendPlain(this.session, buffer, start, end, count);
       return;
     }
+    const { form } = this;
     this.glancedPlan = undefined;
+    this.form = undefined;
     const marks = this.marks ?? this.mark;
-    const run = new GlancedRun(this.session, plan, this.prefixFor(plan), buffer, start, end, marks, count);
+    const prefix = plan.prefixedKeys === undefined ? undefined : this.session.identity!.keyPrefix;
+    const run = new GlancedRun(this.session, plan, form, prefix, buffer, start, end, marks, count);
     this.marks = undefined;
     // What is rewritten was appended request by request.
-    this.session.lane!.sendGlanced(this.session, run, buffer, start, this.rewrites(plan) ? start : end, count);
+    this.session.lane!.sendGlanced(this.session, run, buffer, start, rewrites(plan, form) ? start : end, count);
   }
 
   /** The mark of the next request of a run that has `count` already. */
@@ -293,66 +302,22 @@ export class SessionInput {
   private glanceAt(plan: CommandPlan, buffer: Buffer, start: number): number {
     if (this.session.pinned || !this.onFastPath()) return EXCHANGE;
     const { bounds, argc } = this.scanner;
-    return plan.glance!.look(buffer, start, bounds, argc, this.prefixFor(plan));
+    return plan.glance!.look(buffer, start, bounds, argc, this.session.identity?.keyPrefix, this.session);
   }
 
-  private prefixFor(plan: CommandPlan): Buffer | undefined {
-    return plan.prefixedKeys === undefined ? undefined : this.session.identity!.keyPrefix;
-  }
-
-  private rewrites(plan: CommandPlan): boolean {
-    return plan.prefixedKeys !== undefined || plan.glance!.form !== undefined;
-  }
-
-  /** Appends the request that the scanner has just found in its glance's form and with the identity's prefix. */
-  private appendRewritten(plan: CommandPlan, buffer: Buffer, start: number, length: number): void {
-    const lane = this.session.lane!;
-    const form = plan.glance!.form;
-    if (form === undefined) {
-      this.appendPrefixed(plan.prefixedKeys!, buffer, start, start, length);
-      return;
-    }
-    const from = this.argumentStart(form.argumentsFrom, start);
-    if (plan.prefixedKeys === undefined) {
-      lane.appendFramed(form.head, buffer, from, start + length, form.tail);
-      return;
-    }
-    lane.append(form.head, 0, form.head.length);
-    this.appendPrefixed(plan.prefixedKeys, buffer, start, from, length);
-    lane.append(form.tail, 0, form.tail.length);
-  }
-
-  /** Where the `$` of argument `i` stands. */
-  private argumentStart(i: number, start: number): number {
-    const { bounds } = this.scanner;
-    const argument = bounds[i * 2]!;
-    return start + argument - 3 - decimalDigits(bounds[i * 2 + 1]! - argument);
-  }
-
-  /** Sends one request with the identity's prefix before its keys, which the scanner has just found. */
-  private sendPrefixed(keys: KeyRange, buffer: Buffer, start: number, length: number): void {
-    this.appendPrefixed(keys, buffer, start, start, length);
-    this.session.context.counters.requests += 1;
-    this.session.inFlight += 1;
-    this.session.lane!.sendPlain(this.session, EMPTY, 0, 0, 1);
-  }
-
-  /** Appends what stands from `from` on. */
-  private appendPrefixed(keys: KeyRange, buffer: Buffer, start: number, from: number, length: number): void {
-    const { bounds, argc } = this.scanner;
-    const prefix = this.session.identity!.keyPrefix!;
-    const lane = this.session.lane!;
-    const last = lastKeyOf(keys, argc);
-    let copied = from;
-    for (let i = keys.first; i <= last; i += keys.step) {
-      const keyStart = start + bounds[i * 2]!;
-      const keyLength = start + bounds[i * 2 + 1]! - keyStart;
-      lane.append(buffer, copied, this.argumentStart(i, start));
-      lane.appendText(`$${keyLength + prefix.length}\r\n`);
-      lane.append(prefix, 0, prefix.length);
-      copied = keyStart;
-    }
-    lane.append(buffer, copied, start + length);
+  /** Appends the request that the scanner has just found as its glance, or the identity's prefix, makes it. */
+  private appendRewritten(
+    plan: CommandPlan,
+    form: SentForm | undefined,
+    buffer: Buffer,
+    start: number,
+    end: number,
+  ): void {
+    const { out } = this.session.lane!;
+    const prefix = this.session.identity?.keyPrefix;
+    const keys = form?.keys ?? plan.prefixedKeys;
+    if (form !== undefined) appendInForm(out, buffer, start, end, this.scanner, form, keys, prefix);
+    else appendPrefixed(out, buffer, start, start, end, this.scanner, keys!, prefix!);
   }
 
   private readRequest(found: CommandPlan | undefined, buffer: Buffer, start: number, length: number): Request {
@@ -454,7 +419,7 @@ export class SessionInput {
       return -1 - end;
     }
     const reached = length > 0 ? base + length : base + scanner.settledBytes(end - base);
-    lane.append(buffer, start, reached);
+    lane.out.append(buffer, start, reached);
     if (length > 0) {
       this.streamedBytes = 0;
       scanner.reset();
@@ -465,7 +430,7 @@ export class SessionInput {
       return reached;
     }
     this.streamedBytes += reached - start;
-    lane.flush();
+    lane.out.flush();
     if (lane.congested) holdForCongestion(this.session, lane);
     return -1 - reached;
   }
@@ -478,10 +443,9 @@ export function planFor({ table, plans, unknown }: CommandPlans, args: readonly 
   return plans[(sub ?? command).index]!;
 }
 
-function decimalDigits(value: number): number {
-  let digits = 1;
-  for (let rest = value; rest >= 10; rest = Math.floor(rest / 10)) digits += 1;
-  return digits;
+/** Whether marked requests are not sent as they came. */
+function rewrites(plan: CommandPlan, form: SentForm | undefined): boolean {
+  return plan.prefixedKeys !== undefined || form !== undefined;
 }
 
 /** Whether the bytes are one RESET, the only request that a monitoring client sends. */

@@ -5,7 +5,8 @@
  * read, for it is malformed or speaks of an option that Holdfast does not know, everything from there on counts as a key;
  * the server then refuses the request, or it finds the prefix before whatever it takes for a name.
  */
-import type { CountedKeys, Finder, KeyRange, ScopeRule } from './rules.ts';
+import type { KeyRange } from '../command/command.ts';
+import type { CountedKeys, Finder, ScopeRule } from './rules.ts';
 
 export type NameRole =
   | 'key'

@@ -3,15 +3,8 @@
  * `HOLDFAST COMMANDS`: the places of keys come from the servers' own key specs, the rest stands in the short supplement
  * below. What neither knows is refused.
  */
-import type { CommandEntry, KeySpec } from '../command/command.ts';
+import type { CommandEntry, KeyRange, KeySpec } from '../command/command.ts';
 import { commandTable } from '../command/table.ts';
-
-/** Arguments `first` to `last` (from the end where negative), every `step`. */
-export interface KeyRange {
-  readonly first: number;
-  readonly last: number;
-  readonly step: number;
-}
 
 /** As many keys as argument `count` says, from `first` on. */
 export interface CountedKeys {

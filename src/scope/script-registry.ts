@@ -42,6 +42,8 @@ export interface ScriptRegistry {
   add(owner: string, body: Buffer): WrappedScript | Promise<WrappedScript | ScriptRefusal>;
   /** As `add`, for other processes too. */
   load(owner: string, body: Buffer): Promise<WrappedScript | ScriptRefusal>;
+  /** By SHA1 in lower case, among the owner's own, where nobody has to be asked. */
+  known(owner: string, sha: string): WrappedScript | undefined;
   /** By SHA1 in any letter case, among the owner's own. A promise where the KV store has to be asked; it never rejects. */
   find(owner: string, sha: string): WrappedScript | Promise<WrappedScript | undefined>;
   /** Rejects where the KV store does not answer: nothing is forgotten then. */
@@ -84,6 +86,8 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
   /** Of all owners, least recently used first. */
   const scripts = new Map<string, WrappedScript>();
   let scriptBytes = 0;
+  /** Of `scripts`, the last one: one script comes many times in a row. */
+  let latest: { readonly owner: string; readonly script: WrappedScript } | undefined;
   const store = scriptStore(admin);
   /** Of each owner: how often its scripts were flushed, as far as known, and when that was asked. */
   const flushes = new Map<string, { count: number | undefined; checkedAt: number }>();
@@ -100,6 +104,7 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     if (script === undefined) return;
     scripts.delete(key);
     scriptBytes -= bytesOf(script);
+    latest = undefined;
   }
 
   function keep(owner: string, script: WrappedScript): void {
@@ -107,6 +112,7 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     drop(key);
     scripts.set(key, script);
     scriptBytes += bytesOf(script);
+    latest = { owner, script };
     for (const oldest of scripts.keys()) {
       if (scriptBytes <= SCRIPT_BYTES_MAX || oldest === key) break;
       drop(oldest);
@@ -114,13 +120,16 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
   }
 
   function known(owner: string, sha: string): WrappedScript | undefined {
-    const key = keyOf(owner, sha);
-    const script = scripts.get(key);
-    if (script === undefined) return undefined;
-    scripts.delete(key);
-    scripts.set(key, script);
+    if (latest === undefined || latest.script.sha !== sha || latest.owner !== owner) {
+      const key = keyOf(owner, sha);
+      const script = scripts.get(key);
+      if (script === undefined) return undefined;
+      scripts.delete(key);
+      scripts.set(key, script);
+      latest = { owner, script };
+    }
     checkFlushes(owner);
-    return script;
+    return latest.script;
   }
 
   /** Looks, while nobody waits, whether the owner's scripts were flushed through another process. */
@@ -214,6 +223,7 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
 
   return {
     add,
+    known,
     async load(owner, body) {
       const script = await add(owner, body);
       // A KV store that takes no writes now takes the script all the same; only other processes do not hear of it.

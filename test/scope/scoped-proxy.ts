@@ -6,7 +6,7 @@ import { holdfastCommand } from '../../src/intercept/holdfast-command.ts';
 import { holdfastCommands } from '../../src/intercept/holdfast-commands.ts';
 import { holdfastScope, holdfastWith } from '../../src/intercept/holdfast-scope.ts';
 import type { Interceptor } from '../../src/intercept/interceptor.ts';
-import { scopeInterceptor } from '../../src/intercept/scope.ts';
+import { scopeInterceptors } from '../../src/intercept/scope.ts';
 import type { LedgeredStreams } from '../../src/intercept/scope-keyspace.ts';
 import type { ProxyOptions } from '../../src/proxy/proxy.ts';
 import type { Reply, ReplyValue } from '../../src/resp/reply.ts';
@@ -83,7 +83,7 @@ export async function startScopedProxy(kvPort: number, options: ScopedProxyOptio
   const { port, proxy: running } = await front(kvPort, {
     listen: listenerScopes.map(() => ({ port: 0 })),
     interceptors: [
-      scopeInterceptor(createScriptRegistry(admin), ledgered),
+      ...scopeInterceptors(createScriptRegistry(admin), ledgered),
       holdfastCommand([
         holdfastScope(createInvalidations(undefined, silent), ledgered),
         holdfastWith(),

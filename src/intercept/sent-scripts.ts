@@ -1,0 +1,97 @@
+/**
+ * EVALSHA in a scope, for scripts that are known: sent as a plain request is, with the wrapped script's SHA1 in place of
+ * the client's, its keys prefixed and the prefix behind its arguments. Only errors are looked at. Everything else about
+ * scripts is an exchange (scope-scripts.ts).
+ */
+import * as encode from '../resp/encode.ts';
+import { isError } from '../scope/rewrite-reply.ts';
+import { rewriteRequest } from '../scope/rewrite-request.ts';
+import { scopeRule } from '../scope/rules.ts';
+import type { Scope } from '../scope/scope.ts';
+import { ScopedSession } from '../scope/scoped-session.ts';
+import type { ScriptRegistry, WrappedScript } from '../scope/script-registry.ts';
+import { EXCHANGE, type Glance, type SentForm, type SessionView } from './interceptor.ts';
+import { scriptError } from './scope-scripts.ts';
+
+export const EVALSHA: readonly string[] = ['evalsha', 'evalsha_ro'];
+
+/** EVALSHA, the SHA1 and the number of keys stand before the keys. */
+const FIRST_KEY = 3;
+const SHA_BYTES = 40;
+const ZERO = 48;
+
+interface ScriptForm extends SentForm {
+  readonly script: WrappedScript;
+  readonly scope: Scope;
+  readonly argc: number;
+  readonly keyCount: number;
+}
+
+/** `name` is the command's. */
+export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
+  /** Of a session: what it ran last, for the same request comes many times. */
+  const latest = Symbol(name);
+  let marked: ScriptForm | undefined;
+
+  function formFor(
+    session: SessionView,
+    script: WrappedScript,
+    scope: Scope,
+    argc: number,
+    keyCount: number,
+  ): ScriptForm {
+    const last = session.state.get(latest) as ScriptForm | undefined;
+    if (last?.script === script && last.scope === scope && last.argc === argc && last.keyCount === keyCount)
+      return last;
+    const form = {
+      head: Buffer.from(
+        `*${argc + 1}\r\n$${name.length}\r\n${name}\r\n$${SHA_BYTES}\r\n${script.plain.sha}\r\n`,
+        'latin1',
+      ),
+      argumentsFrom: 2,
+      tail: encode.bulk(scope.prefix),
+      keys: { first: FIRST_KEY, last: FIRST_KEY + keyCount - 1, step: 1 },
+      script,
+      scope,
+      argc,
+      keyCount,
+    };
+    session.state.set(latest, form);
+    return form;
+  }
+
+  return {
+    errorsOnly: true,
+    get form() {
+      return marked;
+    },
+    look(buffer, start, bounds, argc, prefix, session) {
+      const { scope: scoped } = session;
+      // Without a prefix there are shared keys, or no scope.
+      if (prefix === undefined || argc < FIRST_KEY || !(scoped instanceof ScopedSession)) return EXCHANGE;
+      if (!scoped.identity.fenced || bounds[3]! - bounds[2]! !== SHA_BYTES) return EXCHANGE;
+      const keyCount = fewKeys(buffer, start + bounds[4]!, start + bounds[5]!);
+      if (keyCount < 0 || keyCount > argc - FIRST_KEY) return EXCHANGE;
+      const sha = buffer.toString('latin1', start + bounds[2]!, start + bounds[3]!);
+      const script = scripts.known(scoped.identity.owner, sha);
+      if (script === undefined) return EXCHANGE;
+      marked = formFor(session, script, scoped.scope, argc, keyCount);
+      return 0;
+    },
+    answered: () => undefined,
+    late(exchange, form) {
+      const { scope, script } = form as ScriptForm;
+      const rewritten = rewriteRequest(scope, scopeRule(exchange.command), exchange.args);
+      exchange.onReply((frame) => (isError(frame) ? scriptError(scope, script, frame, rewritten) : frame));
+    },
+  };
+}
+
+/** A number of keys up to 99; -1 for everything else. */
+function fewKeys(buffer: Buffer, from: number, to: number): number {
+  const digit = buffer[from]! - ZERO;
+  if (!(digit >= 0 && digit <= 9)) return -1;
+  if (to - from === 1) return digit;
+  const second = buffer[from + 1]! - ZERO;
+  return to - from === 2 && digit > 0 && second >= 0 && second <= 9 ? digit * 10 + second : -1;
+}
