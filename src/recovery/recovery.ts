@@ -279,10 +279,15 @@ export class Recovery {
     return this.#lookAgain;
   }
 
-  /** Something a client was told, or nearly was, cannot be if nothing was lost. Compares at once. */
+  /**
+   * Something a client was told, or nearly was, cannot be if nothing was lost. Compares at once; where that fails, as while
+   * the ledger does not answer, nothing is believed until it succeeds.
+   */
   async noticed(cause: string): Promise<void> {
     this.#log.warn({ cause }, 'signs of a loss in the KV store');
+    const looks = this.#looks;
     await this.look();
+    if (this.#looks === looks) this.#suspect();
   }
 
   /** Waits, at most `limitMs`, until it is decided what becomes of commands on the stream. */

@@ -80,6 +80,32 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
   });
 
+  test('FLUSHALL while the ledger does not answer is told to nobody', async () => {
+    const url = new URL((await startTestPostgres()).url);
+    const ledgerPort = Number(url.port);
+    const link = await startTcpProxy(() => ledgerPort);
+    url.port = String(link.port);
+    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: url.href, lookIntervalMs: 60_000, holdMs: 30_000 });
+    client = sidecar.client();
+    const claiming = sidecar.client();
+    const ids = await fill();
+    await client.xgroup('CREATE', 's', 'g', '0');
+    await sidecar.recovery.look();
+    const { looksTotal } = sidecar.recovery.status();
+    link.hold(['toServer', 'toClient']);
+    await direct.flushall();
+    const read = client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 30_000, 'STREAMS', 's', '>');
+    const claimed = claiming.xautoclaim('s', 'g', 'd', 60_000, '0');
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    // Now the comparison fails that was to tell what became of the group.
+    link.reset();
+    link.heal();
+    expect(((await read) as [string, [string, string[]][]][])[0]![1].map(([id]) => id)).toEqual(ids);
+    expect((await claimed)[0]).toBe('0-0');
+    expect(sidecar.recovery.status().looksTotal).toBeGreaterThan(looksTotal);
+    await link.close();
+  });
+
   test('several streams at the same time', async () => {
     const database = await startTestPostgres();
     const link = await startTcpProxy(() => kv.port);
