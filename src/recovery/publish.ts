@@ -28,6 +28,8 @@ import { endWhereReplaced, isWrongType } from './replaced.ts';
 import { roomIn } from './stream-room.ts';
 
 interface BacklogRow extends PublishRow {
+  /** By a client, while it waited. */
+  readonly deleted: boolean;
   readonly in_doubt: boolean;
   readonly after_id: Buffer | null;
   readonly kv_client_id: string | null;
@@ -93,7 +95,9 @@ async function publishAll(context: PublishContext, stream: Stream, result: Publi
         await client.query('SELECT pg_advisory_xact_lock_shared(holdfast.lock_key(0))');
         await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [stream.streamId]);
         const { rows } = await client.query<BacklogRow & { mode: string }>(
-          `SELECT id, in_doubt, after_id, kv_client_id, kv_run_id, maxlen, fields, mode
+          `SELECT id, in_doubt, after_id, kv_client_id, kv_run_id, maxlen, fields, mode, EXISTS (
+                    SELECT FROM holdfast.deletion AS d WHERE d.stream_id = backlog.stream_id AND d.id = backlog.id
+                  ) AS deleted
              FROM holdfast.backlog JOIN holdfast.stream USING (stream_id)
             WHERE stream_id = $1 AND ended_at IS NULL AND mode <> 'restoring' AND window_id IS NULL
             ORDER BY id LIMIT ${BATCH_ROWS}`,
@@ -174,7 +178,9 @@ async function publishRows(
   result: PublishResult,
 ): Promise<boolean> {
   const { leaderEpoch } = context;
-  const left = await claimInDoubt(context, database, stream, rows, result);
+  const unclaimed = await claimInDoubt(context, database, stream, rows, result);
+  await dropDeleted(database, stream, unclaimed);
+  const left = unclaimed.filter((row) => !row.deleted);
   if (left.length === 0) return true;
   for (let attempt = 1; attempt <= ATTEMPTS_MAX; attempt += 1) {
     await watchFenced(context, rounds === 0 ? stream : undefined);
@@ -196,6 +202,23 @@ async function publishRows(
     return true;
   }
   throw new HoldfastError('RECOVERING', 'the stream kept changing while its backlog was published');
+}
+
+/**
+ * What a client has deleted while it waited is over. It would never be placed: no deleted entry gets another ID, and its own
+ * may be too small by now.
+ */
+async function dropDeleted(
+  database: pg.Pool | pg.PoolClient,
+  { streamId }: Stream,
+  rows: readonly BacklogRow[],
+): Promise<void> {
+  const deleted = rows.filter((row) => row.deleted).map((row) => row.id);
+  if (deleted.length === 0) return;
+  await database.query('DELETE FROM holdfast.backlog WHERE stream_id = $1 AND id = ANY ($2::bytea[])', [
+    streamId,
+    byteaArray(deleted),
+  ]);
 }
 
 /** From the first on that needs another ID, the rows behind this batch too. Gives how many there were. */

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { formatEntryId } from '../../src/ledger/entry-id.ts';
+import { formatEntryId, parseEntryId } from '../../src/ledger/entry-id.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, startSidecar } from '../support/sidecar.ts';
@@ -40,6 +40,32 @@ describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (k
     const ours = entries.filter(([, fields]) => fields[0] === 'n').map(([, fields]) => Number(fields[1]));
     expect(ours.toSorted((a, b) => a - b)).toEqual(Array.from({ length: 51 }, (_, n) => n));
     expect(entries.filter(([, fields]) => fields[0] === 'direct').length).toBe(hammered);
+    await sidecar.stop();
+    await link.close();
+  });
+
+  test('is published but for what was deleted while it waited', async () => {
+    const kv = await startKv(kind);
+    const database = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
+    const client = sidecar.client();
+    await client.xadd('s', '*', 'n', '0');
+    const direct = clientOf(kv.port);
+    link.cut();
+    const during = await Promise.all(Array.from({ length: 4 }, (_, n) => client.xadd('s', '*', 'n', String(n + 1))));
+    await sidecar.ledger.pool.query(
+      'INSERT INTO holdfast.deletion (stream_id, id) SELECT stream_id, $1 FROM holdfast.stream',
+      [parseEntryId(Buffer.from(during[1]!))],
+    );
+    // All that wait need another ID.
+    await direct.xadd('s', '9000000000000-0', 'n', 'direct');
+    link.heal();
+    await eventually('all is published', () => sidecar.recovery.status().troubled.length === 0);
+    const entries = await direct.xrange('s', '-', '+');
+    expect(entries.map(([, [, n]]) => n)).toEqual(['0', 'direct', '1', '3', '4']);
+    const { rows } = await sidecar.ledger.pool.query('SELECT FROM holdfast.backlog');
+    expect(rows).toHaveLength(0);
     await sidecar.stop();
     await link.close();
   });
