@@ -226,9 +226,9 @@ export const MUTATIONS: readonly Mutation[] = [
     without: 'the closing of broken connections before looking for what was in flight on them [9]',
     edits: [
       {
-        file: 'src/recovery/publish.ts',
-        search: 'if (client === null) continue;',
-        replace: 'if (client !== undefined) continue;',
+        file: 'src/recovery/close-connections.ts',
+        search: 'if (broken.length === 0) return;',
+        replace: 'if (broken.length >= 0) return;',
       },
     ],
     sidecars: 1,

@@ -56,14 +56,21 @@ test('a call that its thread did not get to is no attempt', async () => {
   const kv = await startKv(kvKinds[0]!);
   const redis = client(kv.url);
   const lingeringModule = new URL('./apps/lingering.ts', import.meta.url).href;
-  await addAll(redis, 'events', [{ task: 'lingers' }, { task: 'fine' }]);
   const worker = await runWorker(lingering, { kv: kv.url, module: lingeringModule });
-  await until('all settled', () => drained(redis, 'events'), 60_000);
+  const abandoned = /processed_total\{task="fine",outcome="abandoned"\} [1-9]/;
+  let rounds = 0;
+  let metrics = '';
+  // Whether the second call is handed over before the thread lingers is chance.
+  while (rounds < 10 && !abandoned.test(metrics)) {
+    rounds += 1;
+    await addAll(redis, 'events', [{ task: 'lingers' }, { task: 'fine' }]);
+    await until('all settled', () => drained(redis, 'events'), 60_000);
+    metrics = await worker.metrics.metrics();
+  }
   expect(await deadLettersOf(redis, 'events')).toEqual([]);
-  const metrics = await worker.metrics.metrics();
-  expect(metrics).toMatch(/processed_total\{task="fine",outcome="abandoned"\} [1-9]/);
-  expect(metrics).toContain('processed_total{task="fine",outcome="succeeded"} 1');
-}, 90_000);
+  expect(metrics).toMatch(abandoned);
+  expect(metrics).toContain(`processed_total{task="fine",outcome="succeeded"} ${rounds}`);
+}, 120_000);
 
 test('a handler module that cannot be loaded in a thread keeps the worker from starting, and says which', async () => {
   const kv = await startKv(kvKinds[0]!);
