@@ -57,12 +57,16 @@ async function settled(sidecar: Sidecar, checkpointed: string): Promise<void> {
   });
 }
 
-/** Closes the partition that is written to, and drops it once it is old. */
+/** Closes the partition that is written to, and drops it once it is old: on a slow machine that may be in the same pass. */
 async function age(retention: Retention): Promise<void> {
-  expect(await retention.pass()).toMatchObject({ opened: expect.any(Number) });
-  await pause(RETENTION_MS * 2);
-  const result = await retention.pass();
-  expect({ ...result, error: retention.status().lastError }).toMatchObject({ dropped: [expect.any(Number)] });
+  const dropped: number[] = [];
+  await eventually('the partition is dropped', async () => {
+    // A pass that does not get its lock in time is what the next one is for.
+    const result = await retention.pass().catch(() => undefined);
+    dropped.push(...(result?.dropped ?? []));
+    return dropped.length > 0;
+  });
+  expect(dropped).toEqual([1]);
 }
 
 test('what every group has acknowledged goes with its partition, and what one has not comes back after a loss', async () => {
