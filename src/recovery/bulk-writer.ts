@@ -12,6 +12,8 @@ import { request } from '../resp/encode.ts';
 /** Unanswered commands and unsent bytes beyond which `write` makes the caller wait. */
 const UNANSWERED_MAX = 20_000;
 const UNSENT_BYTES_MAX = 4 * 1024 * 1024;
+/** Without a byte out or in for so long, while replies are due: a link that holds everything back never resets. */
+const SILENCE_MS = 10_000;
 
 export class BulkWriter {
   readonly #socket: net.Socket;
@@ -21,7 +23,7 @@ export class BulkWriter {
   #refused: { readonly position: number; readonly text: string }[] = [];
   #wake: (() => void) | undefined;
 
-  private constructor(socket: net.Socket) {
+  private constructor(socket: net.Socket, silenceMs: number) {
     this.#socket = socket;
     const parser = new RedisParser({
       returnReply: () => this.#took(undefined),
@@ -33,17 +35,24 @@ export class BulkWriter {
     socket.on('error', (thrown) => this.#fail(thrown));
     socket.on('close', () => this.#fail(new Error('the KV store closed the connection')));
     socket.on('drain', () => this.#wake?.());
+    // While the ledger is read nothing is due, and nothing is wrong. Whatever is written begins the time anew.
+    socket.setTimeout(silenceMs, () => {
+      if (this.#answered < this.#sent) this.#fail(new Error(`the KV store was silent for ${silenceMs / 1000} s`));
+    });
   }
 
-  /** Connects, logs in and selects the database. Rejects with KVDOWN, or the server's error. */
-  static async open(address: KvAddress, database: number): Promise<BulkWriter> {
+  /**
+   * Connects, logs in and selects the database. Rejects with KVDOWN, or the server's error. `silenceMs`: after so long
+   * without progress the connection counts as broken.
+   */
+  static async open(address: KvAddress, database: number, silenceMs = SILENCE_MS): Promise<BulkWriter> {
     const target =
       address.path === undefined
         ? { host: address.host ?? '127.0.0.1', port: address.port ?? 6379 }
         : { path: address.path };
     const socket = address.tls === undefined ? net.connect(target) : tls.connect({ ...target, ...address.tls });
     socket.setNoDelay(true);
-    const writer = new BulkWriter(socket);
+    const writer = new BulkWriter(socket, silenceMs);
     const { username, password } = address;
     if (password !== undefined) {
       writer.write(request(username === undefined ? ['AUTH', password] : ['AUTH', username, password]), 1);
@@ -66,7 +75,7 @@ export class BulkWriter {
     this.#socket.write(frames);
   }
 
-  /** Resolves when more may be written. Rejects with KVDOWN when the connection broke. */
+  /** Resolves when more may be written. Rejects with KVDOWN when the connection broke or fell silent. */
   async ready(): Promise<void> {
     while (
       this.#failure === undefined &&
@@ -77,7 +86,7 @@ export class BulkWriter {
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** Resolves when all is answered. Rejects with KVDOWN when the connection broke. */
+  /** Resolves when all is answered. Rejects with KVDOWN when the connection broke or fell silent. */
   async drain(): Promise<void> {
     while (this.#failure === undefined && this.#answered < this.#sent) {
       await new Promise<void>((resolve) => (this.#wake = resolve));

@@ -23,7 +23,7 @@ import { type KvEntry, kvEntries } from './kv-entries.ts';
 import { OutOfRoom, readMemory, roomForRestore } from './kv-memory.ts';
 import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
-import { type Build, buildSideKey, sideKey, watermarks, xsetid } from './side-key.ts';
+import { type Build, buildSideKey, newSideKey, watermarks, xsetid } from './side-key.ts';
 import { swapByScript } from './swap-script.ts';
 import { formatWitness, WITNESS_KEY } from './witness.ts';
 
@@ -65,6 +65,7 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
   const [known] = await readKnownStreams(ledger.pool, [streamId]);
   if (known === undefined || known.mode !== 'restoring') return undefined;
 
+  const side = newSideKey(context, streamId);
   // Two: what one of them watches, the other may read in transactions of its own.
   const reader = await KvConnection.open(context.address, COMMAND_TIMEOUT_MS);
   const fenced = await KvConnection.open(context.address, COMMAND_TIMEOUT_MS).catch((thrown: unknown) => {
@@ -75,12 +76,12 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
     for (let attempt = 1; attempt <= REBUILD_ATTEMPTS_MAX; attempt += 1) {
       const room = roomForRestore(await readMemory(reader), known.groups.size > 0, context.sharers);
       if (room <= 0) throw new OutOfRoom('the KV store has no memory left for what it lost');
-      const build = await buildSideKey(context, reader, known, room);
+      const build = await buildSideKey(context, reader, known, side, room);
       if (build === 'replaced') {
         if (await endWhereReplaced(ledger, reader, log, known)) return undefined;
         continue;
       }
-      const swapped = await swapIn(context, reader, fenced, known, build);
+      const swapped = await swapIn(context, reader, fenced, known, side, build);
       if (swapped === 'rebuild') continue;
       if (build.windowId !== undefined) {
         await ledger.pool.query('UPDATE holdfast.stream SET mode_cause = $3 WHERE stream_id = $1 AND epoch = $2', [
@@ -119,10 +120,13 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
     if (!isWrongType(thrown) || !(await endWhereReplaced(ledger, reader, log, known))) throw thrown;
     return undefined;
   } finally {
-    // Where it took the name it is gone already; else it must not take memory until the next attempt.
-    await reader.command(known.database, ['UNLINK', sideKey(context, known)]).catch(() => undefined);
-    reader.close();
     fenced.close();
+    // Where it took the name it is gone already; else it must not take memory until it expires. A KV store that has fallen
+    // silent may answer late or never: the next attempt, which has another side key, does not wait for that.
+    reader
+      .command(known.database, ['UNLINK', side])
+      .catch(() => undefined)
+      .finally(() => reader.close());
   }
 }
 
@@ -135,10 +139,10 @@ async function swapIn(
   reader: KvConnection,
   fenced: KvConnection,
   known: KnownStream,
+  side: Buffer,
   build: Build,
 ): Promise<StreamSnapshot | 'rebuild'> {
   const { database, name } = known;
-  const side = sideKey(context, known);
   const fence = formatWitness({ ledger: context.ledger.identity, epoch: context.leaderEpoch });
   for (let attempt = 1; attempt <= SWAP_ATTEMPTS_MAX; attempt += 1) {
     const [, witness] = await fenced.pipeline(0, [

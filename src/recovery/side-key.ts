@@ -33,7 +33,7 @@ import { restoreKey } from './witness.ts';
 const FRAMES_BYTES = 256 * 1024;
 /** Entries put or left out between two looks at whether the KV store keeps up. */
 const STEPS_PER_CHECK = 1000;
-/** A side key that a dead leader leaves behind goes by itself. */
+/** A side key that is left behind goes by itself. */
 const SIDE_KEY_TTL_MS = 3_600_000;
 
 /** One entry after the other out of pages. */
@@ -84,8 +84,12 @@ export interface Build {
   windowId: Buffer | undefined;
 }
 
-export function sideKey(context: RestoreContext, known: KnownStream): Buffer {
-  return Buffer.from(restoreKey(context.leaderEpoch, known.streamId));
+let attempts = 0;
+
+/** For one attempt and no other: what is still on its way from one that was given up cannot land in the next one's. */
+export function newSideKey(context: RestoreContext, streamId: number): Buffer {
+  attempts += 1;
+  return Buffer.from(restoreKey(context.leaderEpoch, streamId, attempts));
 }
 
 /**
@@ -96,10 +100,10 @@ export async function buildSideKey(
   context: RestoreContext,
   connection: KvConnection,
   known: KnownStream,
+  side: Buffer,
   room: number,
 ): Promise<Build | 'replaced'> {
   const { ledger } = context;
-  const side = sideKey(context, known);
   await connection.command(known.database, ['UNLINK', side]);
   const groups = [...known.groups.values()];
   const acknowledged = await Promise.all(groups.map((group) => readAcknowledged(ledger.pool, group.groupId)));
@@ -133,8 +137,11 @@ export async function buildSideKey(
     let bytes = 0;
     let commands = 0;
     let taken = 0;
+    const expire = request(['PEXPIRE', side, String(SIDE_KEY_TTL_MS)]);
     const flush = (): void => {
       writer.write(frames.subarray(0, bytes), commands);
+      // Also behind the last of them: after the end of an attempt, what lands late makes the key anew.
+      writer.write(expire, 1);
       frames = Buffer.allocUnsafeSlow(FRAMES_BYTES);
       bytes = 0;
       commands = 0;
@@ -229,7 +236,6 @@ export async function buildSideKey(
     const finish: KvArgument[][] = [];
     if (build.length === 0) {
       finish.push(['XGROUP', 'CREATE', side, 'holdfast', '0', 'MKSTREAM'], ['XGROUP', 'DESTROY', side, 'holdfast']);
-      finish.push(['PEXPIRE', side, SIDE_KEY_TTL_MS]);
     }
     finish.push(xsetid(side, known, build));
     const left = build.windowId === undefined ? 0 : await countAbove(ledger, known.streamId, build.windowId);

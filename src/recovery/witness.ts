@@ -56,6 +56,6 @@ export async function placeWitness(ledger: Ledger, connection: KvConnection, epo
 }
 
 /** Where a leader of `epoch` builds a stream before it takes the name's place. */
-export function restoreKey(epoch: number, streamId: number): string {
-  return `${WITNESS_KEY}:restore:${epoch}:${streamId}`;
+export function restoreKey(epoch: number, streamId: number, attempt: number): string {
+  return `${WITNESS_KEY}:restore:${epoch}:${streamId}:${attempt}`;
 }
