@@ -10,7 +10,7 @@ import { connectRaw } from '../test/support/raw-client.ts';
 import { median } from './bench.ts';
 import { startLedgerDatabases } from './ledger-databases.ts';
 import { cpuMicros, type Load, type Measurement, measure, pinProcess } from './load.ts';
-import { type KvBinary, startHoldfast, startKv } from './processes.ts';
+import { isInstalled, type KvBinary, startHoldfast, startKv } from './processes.ts';
 
 /** One call, as in a lock; and a script as queues have them: keys built inside, several types, a table of replies. */
 const ONE_CALL = "return redis.call('GET',KEYS[1])";
@@ -51,6 +51,12 @@ function cases(shas: ReadonlyMap<string, string>): ScopeCase[] {
       command: ['EVALSHA', shas.get(ONE_CALL)!, '1', 'key:__rand_int__'],
     },
     {
+      name: `EVAL, one call P${pipeline}`,
+      least: 0.7,
+      pipeline,
+      command: ['EVAL', ONE_CALL, '1', 'key:__rand_int__'],
+    },
+    {
       name: `script, seven calls P${pipeline}`,
       least: 0.7,
       pipeline,
@@ -83,7 +89,7 @@ export async function runScopeBench(argv: readonly string[]): Promise<void> {
       settings: { users: { [LOGIN.user]: { password, scope: 'v1/organisation/fleet/7/' } } },
     });
     running.push(holdfast);
-    const pinned = availableParallelism() > 1;
+    const pinned = availableParallelism() > 1 && isInstalled('taskset');
     if (pinned) {
       pinProcess(kv.pid, '0');
       pinProcess(holdfast.pid, '1');

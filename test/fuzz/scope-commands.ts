@@ -3,6 +3,7 @@
  * with names that every tenant uses alike, so that whatever reached past a scope would find something there. All that a
  * tenant writes carries its mark.
  */
+import { sha1 } from '../../src/scope/script-registry.ts';
 import { SCRIPT_ATTACKS } from '../scope/script-attacks.ts';
 import type { Random } from './random.ts';
 
@@ -306,6 +307,11 @@ export function tenantCommands(random: Random, { mark, guesses }: TenantWords) {
       const [body, type, many] = pick(SCRIPTS);
       return ['EVAL', body, String(many), ...Array.from({ length: many }, () => key(type)), value(), value()];
     },
+    () => {
+      const [body, type, many] = pick(SCRIPTS);
+      const names = Array.from({ length: many }, () => key(type));
+      return [pick(['EVALSHA', 'evalsha', 'EVALSHA_RO']), sha1(body), String(many), ...names, value()];
+    },
     () => ['EVAL_RO', "return redis.call('GET',KEYS[1])", '1', key('string')],
     () => ['FCALL', 'put', '1', key('string'), value()],
     () => ['FCALL', 'look', '1', key('string'), value()],
@@ -386,6 +392,7 @@ export function tenantCommands(random: Random, { mark, guesses }: TenantWords) {
   function begin(): Request[] {
     return [
       ['FUNCTION', 'LOAD', 'REPLACE', LIBRARY],
+      ...SCRIPTS.map(([body]): Request => ['SCRIPT', 'LOAD', body]),
       ...KEYS.stream.flatMap((name): Request[] => [
         ['XGROUP', 'CREATE', name, 'g', '0', 'MKSTREAM'],
         ['XGROUP', 'CREATE', name, 'STREAMS', '0', 'MKSTREAM'],

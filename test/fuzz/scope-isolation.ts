@@ -105,8 +105,8 @@ function forbiddenFor(tenant: Tenant, fenceUsers: string): Buffer[] {
   const marks = [OBSERVER_MARK, ...TENANTS.filter((other) => other !== tenant).map((other) => other.mark)];
   const names = tenant.guesses.length > 0 ? [] : [ALFA, BRAVO, QUIET, GUESS];
   if (names.length > 0 && !tenant.template) names.push('v1/org/');
-  // Functions by the names that the KV store knows them by have something before them.
-  return [...marks, ...names, fenceUsers, '_peek'].map((text) => Buffer.from(text));
+  // Functions and libraries by the names that the KV store knows them by have something before them.
+  return [...marks, ...names, fenceUsers, '_peek', '#!lua name=hf'].map((text) => Buffer.from(text));
 }
 
 interface Campaign {

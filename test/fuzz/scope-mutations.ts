@@ -102,6 +102,12 @@ export const MUTATIONS: readonly Mutation[] = [
     replace: "const physical = 'k';",
   },
   {
+    name: 'the last key of a known script is overlooked',
+    file: 'src/intercept/sent-scripts.ts',
+    find: 'last: FIRST_KEY + keyCount - 1',
+    replace: 'last: FIRST_KEY + keyCount - 2',
+  },
+  {
     name: 'libraries have the names that clients give them',
     file: 'src/intercept/scope-functions.ts',
     find: 'sha1(session.identity.owner).slice(0, 16)',
