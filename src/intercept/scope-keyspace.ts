@@ -1,7 +1,8 @@
 /**
  * Commands that speak of the whole keyspace, inside a scope: they walk it with SCAN, in batches that hold up nobody, and
  * see what is the scope's. What removes all of it removes the ledger's streams too that SCAN does not find, since the KV
- * store lost them a moment ago: they would come back. In a transaction, where nothing can be walked, what only reads is one KEYS inside a script.
+ * store lost them a moment ago: they would come back. In a transaction, where nothing can be walked, what only reads is
+ * one KEYS inside a script.
  */
 import { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';

@@ -10,7 +10,7 @@ import { closeConnections } from './close-connections.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
 import type { KvConnection } from './kv-connection.ts';
 import { presentEntries } from './kv-entries.ts';
-import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { readStream, type StreamState } from './kv-snapshot.ts';
 
 /** So many of a stream's newest entries tell where it is. */
 const TELLING_ROWS = 200;
@@ -42,7 +42,7 @@ export async function settleAbandoned(ledger: Ledger, connection: KvConnection):
       continue;
     }
     if (intention.ids === undefined) {
-      if (typeof (await snapshotOf(connection, stream)) === 'string') await endStreams(ledger, connection, [intention]);
+      if (typeof (await readStream(connection, stream)) === 'string') await endStreams(ledger, connection, [intention]);
       else await intentions.cancel([intention]);
       continue;
     }
@@ -72,7 +72,7 @@ async function hasMoved(pool: pg.Pool, connection: KvConnection, changeId: numbe
       `SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT ${TELLING_ROWS}`,
       [row.stream_id],
     );
-    const [here, there] = [await snapshotOf(connection, row), await snapshotOf(connection, target)];
+    const [here, there] = [await readStream(connection, row), await readStream(connection, target)];
     const [before, after] = [await matches(connection, row, entries), await matches(connection, target, entries)];
     if (before !== after) balance += Math.sign(after - before);
     else if (entries.length === 0) balance += Math.sign(standing(there) - standing(here));
@@ -81,8 +81,8 @@ async function hasMoved(pool: pg.Pool, connection: KvConnection, changeId: numbe
 }
 
 /** A stream without any entries to tell it by is where there is one. */
-function standing(snapshot: StreamSnapshot | 'missing' | 'other'): number {
-  return typeof snapshot === 'string' ? 0 : 1;
+function standing(state: StreamState): number {
+  return typeof state === 'string' ? 0 : 1;
 }
 
 async function matches(
@@ -96,11 +96,4 @@ async function matches(
     entries.map(({ id }) => id),
   );
   return entries.filter(({ id, fields }) => found.get(id.toString('latin1'))?.equals(fields) === true).length;
-}
-
-async function snapshotOf(
-  connection: KvConnection,
-  { database, name }: Place,
-): Promise<StreamSnapshot | 'missing' | 'other'> {
-  return (await readSnapshot(connection, [{ database, name, groups: [] }])).streams[0]!;
 }

@@ -18,7 +18,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import { byField, type KvArgument, type KvConnection } from './kv-connection.ts';
 import { entriesAt } from './kv-entries.ts';
 import { isWrongType } from './replaced.ts';
-import { formatWitness, WITNESS_KEY } from './witness.ts';
+import { watchFence } from './witness.ts';
 
 export interface PublishContext {
   readonly ledger: Ledger;
@@ -90,22 +90,14 @@ export async function place(
 
 /** Watches the fence, and the stream where one is given. Throws where another one leads. */
 export async function watchFenced(context: PublishContext, stream: Stream | undefined): Promise<void> {
-  const { connection } = context;
-  const fence = formatWitness({ ledger: context.ledger.identity, epoch: context.leaderEpoch });
-  const [, witness] = await connection.pipeline(0, [
-    ['WATCH', WITNESS_KEY],
-    ['GET', WITNESS_KEY],
-  ]);
-  if (!Buffer.isBuffer(witness) || witness.toString() !== fence) {
-    await connection.command(0, ['UNWATCH']);
-    throw new HoldfastError('RECOVERING', 'the fence is gone: another leader publishes, or the KV store lost it');
-  }
+  const { ledger, connection, leaderEpoch } = context;
+  await watchFence(ledger, connection, leaderEpoch);
   if (stream !== undefined) await connection.command(stream.database, ['WATCH', stream.name]);
 }
 
 /**
- * XADDs the entries, then does what `afterwards` says. Gives false where somebody else wrote to the stream meanwhile, so that an ID may be too small for it
- * now. Throws where the KV store refuses an entry for another reason.
+ * XADDs the entries, then does what `afterwards` says. Gives false where somebody else wrote to the stream meanwhile, so
+ * that an ID may be too small for it now. Throws where the KV store refuses an entry for another reason.
  */
 export async function addWatched(
   context: PublishContext,

@@ -11,7 +11,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import { checkpointOf, floorOf } from './checkpoint.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
 import type { KvConnection } from './kv-connection.ts';
-import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { readStream, type StreamState } from './kv-snapshot.ts';
 import { missingEntries } from './missing-entries.ts';
 
 /** After that long the leader settles an intention anyway. */
@@ -33,8 +33,7 @@ export class ClientChanges {
     const connection = await this.#connect();
     const text = name.toString('latin1');
     const look = async (groups: readonly string[]) => {
-      const request = { database: stream.database, name: stream.name, groups };
-      const actual = (await readSnapshot(connection, [request])).streams[0]!;
+      const actual = await readStream(connection, stream, groups);
       return typeof actual === 'string' ? undefined : actual.groups.get(text);
     };
     let group = await look([]);
@@ -90,14 +89,15 @@ export class ClientChanges {
   /** After EXPIRE or PERSIST: the time to live as it is now, or the end, where it was in the past. */
   async takeInExpiry(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
     const actual = await this.#actual(stream);
-    if (typeof actual !== 'string') {
-      await this.#ledger.pool.query('UPDATE holdfast.stream SET expires_at_ms = $2 WHERE stream_id = $1', [
-        stream.streamId,
-        actual.expiresAtMs ?? null,
-      ]);
+    if (typeof actual === 'string') {
+      await this.endStreams(intentions);
+      return;
     }
-    if (typeof actual === 'string') await this.endStreams(intentions);
-    else await this.cancel(intentions);
+    await this.#ledger.pool.query('UPDATE holdfast.stream SET expires_at_ms = $2 WHERE stream_id = $1', [
+      stream.streamId,
+      actual.expiresAtMs ?? null,
+    ]);
+    await this.cancel(intentions);
   }
 
   /** Takes note of why a change could not be written down. */
@@ -135,9 +135,7 @@ export class ClientChanges {
     await this.#ledger.notify('backlog');
   }
 
-  async #actual(stream: Stream): Promise<StreamSnapshot | 'missing' | 'other'> {
-    const connection = await this.#connect();
-    const snapshot = await readSnapshot(connection, [{ database: stream.database, name: stream.name, groups: [] }]);
-    return snapshot.streams[0]!;
+  async #actual(stream: Stream): Promise<StreamState> {
+    return readStream(await this.#connect(), stream);
   }
 }

@@ -4,7 +4,7 @@
  * it. A shorter stream, a higher first ID or an evicted witness are none.
  */
 import { minEntryId } from '../ledger/entry-id.ts';
-import type { StreamSnapshot } from './kv-snapshot.ts';
+import type { StreamState } from './kv-snapshot.ts';
 
 export interface KnownGroup {
   readonly groupId: number;
@@ -55,7 +55,7 @@ function lost(cause: string): Verdict {
 }
 
 /** `nowMs` by the KV store's or this process's clock: only for whether a time to live has passed. */
-export function compare(known: KnownStream, actual: StreamSnapshot | 'missing' | 'other', nowMs: number): Verdict {
+export function compare(known: KnownStream, actual: StreamState, nowMs: number): Verdict {
   if (actual === 'other') return { kind: 'ended', cause: REPLACED };
   const expired = known.expiresAtMs !== undefined && known.expiresAtMs <= nowMs;
   if (actual === 'missing') {

@@ -28,13 +28,16 @@ export interface StreamSnapshot {
   readonly groups: ReadonlyMap<string, GroupSnapshot>;
 }
 
+/** What has a stream's name: a stream, nothing, or a key of another type. */
+export type StreamState = StreamSnapshot | 'missing' | 'other';
+
 export interface KvSnapshot {
   readonly witness: Witness | undefined;
   readonly runId: string;
   readonly replicationId: string;
   readonly role: string;
-  /** As asked: a stream, `missing`, or `other` for a key that is no stream. */
-  readonly streams: readonly (StreamSnapshot | 'missing' | 'other')[];
+  /** As asked. */
+  readonly streams: readonly StreamState[];
 }
 
 export interface SnapshotRequest {
@@ -78,6 +81,15 @@ function count(reply: KvReply | undefined): number {
   return typeof reply === 'number' ? reply : 0;
 }
 
+/** Reads the state of one stream; `groups` as in `SnapshotRequest`. */
+export async function readStream(
+  connection: KvConnection,
+  { database, name }: Pick<SnapshotRequest, 'database' | 'name'>,
+  groups: readonly string[] = [],
+): Promise<StreamState> {
+  return (await readSnapshot(connection, [{ database, name, groups }])).streams[0]!;
+}
+
 /** Reads the streams' state. One request of bounded size: give at most a hundred. */
 export async function readSnapshot(
   connection: KvConnection,
@@ -103,7 +115,7 @@ export async function readSnapshot(
   const { replicationId, role } = parseServerIdentity(String(replies[3]));
 
   let at = head;
-  const streams = requests.map((_, index): StreamSnapshot | 'missing' | 'other' => {
+  const streams = requests.map((_, index): StreamState => {
     const [, stream, groups, expiry] = replies.slice(at, at + 4);
     const pending = replies.slice(at + 4, at + 4 + asked[index]!.length);
     at += 4 + asked[index]!.length;

@@ -16,7 +16,7 @@ import type { Ledger } from '../ledger/ledger.ts';
 import type { KnownStream } from './compare.ts';
 import type { KvConnection } from './kv-connection.ts';
 import { kvEntries } from './kv-entries.ts';
-import { readSnapshot } from './kv-snapshot.ts';
+import { readStream } from './kv-snapshot.ts';
 
 /** Far more than the ledger takes between two looks. */
 const ROWS_MAX = 100_000;
@@ -47,8 +47,7 @@ export async function missingEntry(
   }
   if (missing.size === 0) return undefined;
 
-  const { streams } = await readSnapshot(connection, [{ database: known.database, name: known.name, groups: [] }]);
-  const actual = streams[0]!;
+  const actual = await readStream(connection, known);
   if (typeof actual === 'string' || actual.firstId === undefined) return undefined;
   const floor = maxEntryId(actual.firstId, actual.maxDeletedId);
   const candidates = [...missing.values()].map((row) => row.id).filter((id) => id.compare(floor) > 0);

@@ -8,8 +8,8 @@
  *     └──────────────────────────────────────────────────────────┘
  *
  * An entry that needs another ID, because the stream has gone past its own, has it committed before it is published, and
- * so have all behind it, so that their order stays and doing it twice changes nothing. Where clients that go past Holdfast write all the time, IDs are chosen so far ahead
- * that theirs do not reach them before.
+ * so have all behind it, so that their order stays and doing it twice changes nothing. Where clients that go past
+ * Holdfast write all the time, IDs are chosen so far ahead that theirs do not reach them before.
  * The lock in between is a barrier: whoever got an ID before it has committed, so nothing smaller appears later.
  * An entry in doubt is first looked for among the stream's entries that no row claims.
  */

@@ -21,11 +21,11 @@ import { readKnownStreams } from './known-streams.ts';
 import { isOutOfMemory, type KvArgument, KvConnection } from './kv-connection.ts';
 import { type KvEntry, kvEntries } from './kv-entries.ts';
 import { OutOfRoom, readMemory, roomForRestore } from './kv-memory.ts';
-import { type GroupSnapshot, readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { type GroupSnapshot, readStream, type StreamSnapshot, type StreamState } from './kv-snapshot.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
 import { type Build, buildSideKey, newSideKey, watermarks, xsetid } from './side-key.ts';
 import { swapByScript } from './swap-script.ts';
-import { formatWitness, WITNESS_KEY } from './witness.ts';
+import { WITNESS_KEY, watchFence } from './witness.ts';
 
 export interface RestoreContext {
   readonly ledger: Ledger;
@@ -143,16 +143,8 @@ async function swapIn(
   build: Build,
 ): Promise<StreamSnapshot | 'rebuild'> {
   const { database, name } = known;
-  const fence = formatWitness({ ledger: context.ledger.identity, epoch: context.leaderEpoch });
   for (let attempt = 1; attempt <= SWAP_ATTEMPTS_MAX; attempt += 1) {
-    const [, witness] = await fenced.pipeline(0, [
-      ['WATCH', WITNESS_KEY],
-      ['GET', WITNESS_KEY],
-    ]);
-    if (!Buffer.isBuffer(witness) || witness.toString() !== fence) {
-      await fenced.command(0, ['UNWATCH']);
-      throw new HoldfastError('RECOVERING', 'the fence is gone: another leader restores, or the KV store lost it');
-    }
+    const fence = await watchFence(context.ledger, fenced, context.leaderEpoch);
     // The side key can be evicted, which may not cost the stream its present content.
     await fenced.command(database, ['WATCH', name, side]);
     const state = await readState(reader, known);
@@ -261,13 +253,16 @@ function sameEntries(a: StreamSnapshot, b: StreamSnapshot): boolean {
 }
 
 /** The stream as it is, with the smallest pending ID of groups that the ledger does not know. */
-async function readState(connection: KvConnection, known: KnownStream): Promise<StreamSnapshot | 'missing' | 'other'> {
-  const ask = { database: known.database, name: known.name };
-  const first = (await readSnapshot(connection, [{ ...ask, groups: [] }])).streams[0]!;
+async function readState(connection: KvConnection, known: KnownStream): Promise<StreamState> {
+  const first = await readStream(connection, known);
   if (typeof first === 'string') return first;
   const unknown = [...first.groups.entries()].filter(
     ([name, group]: [string, GroupSnapshot]) => group.pending > 0 && !known.groups.has(name),
   );
   if (unknown.length === 0) return first;
-  return (await readSnapshot(connection, [{ ...ask, groups: unknown.map(([name]) => name) }])).streams[0]!;
+  return readStream(
+    connection,
+    known,
+    unknown.map(([name]) => name),
+  );
 }

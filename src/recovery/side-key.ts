@@ -25,7 +25,7 @@ import type { KnownGroup, KnownStream } from './compare.ts';
 import type { KvArgument, KvConnection } from './kv-connection.ts';
 import { type KvEntry, kvEntries } from './kv-entries.ts';
 import { entryBytes, OutOfRoom } from './kv-memory.ts';
-import { readSnapshot, type StreamSnapshot } from './kv-snapshot.ts';
+import { readStream, type StreamSnapshot } from './kv-snapshot.ts';
 import { ledgerEntries } from './ledger-entries.ts';
 import type { RestoreContext } from './restore.ts';
 import { restoreKey } from './witness.ts';
@@ -114,8 +114,7 @@ export async function buildSideKey(
     low = maxEntryId(low, checkpoint);
   }
 
-  const snapshot = await readSnapshot(connection, [{ database: known.database, name: known.name, groups: [] }]);
-  const actual = snapshot.streams[0]!;
+  const actual = await readStream(connection, known);
   if (actual === 'other') return 'replaced';
   const build: Build = {
     restored: 0,
@@ -283,7 +282,10 @@ function entriesAdded(known: KnownStream, build: Build): number {
   return Math.max(known.added + build.unknown, build.seen?.entriesAdded ?? 0, build.length);
 }
 
-/** The last ID, entries-added and max-deleted-entry-id that the side key is given. While a window is open the last ID is its edge, so that more can follow. */
+/**
+ * The last ID, entries-added and max-deleted-entry-id that the side key is given. While a window is open the last ID is
+ * its edge, so that more can follow.
+ */
 export function watermarks(
   known: KnownStream,
   build: Build,

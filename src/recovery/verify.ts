@@ -16,7 +16,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import { undeletedEntries } from '../ledger/undeleted-entries.ts';
 import { KvConnection } from './kv-connection.ts';
 import { entriesAt } from './kv-entries.ts';
-import { readSnapshot } from './kv-snapshot.ts';
+import { readStream } from './kv-snapshot.ts';
 
 export interface Finding {
   readonly database: number;
@@ -61,8 +61,7 @@ async function lookAt(
     'SELECT group_id, name FROM holdfast.consumer_group WHERE group_id = ANY ($1::bigint[]) AND NOT changing',
     [bigintArray(horizon.groupIds)],
   );
-  const { streams } = await readSnapshot(connection, [{ database: stream.database, name: stream.name, groups: [] }]);
-  const actual = streams[0]!;
+  const actual = await readStream(connection, stream);
   for (const { name } of groups) {
     if (typeof actual === 'string' || !actual.groups.has(name.toString('latin1'))) note('group', name.toString());
   }

@@ -55,6 +55,21 @@ export async function placeWitness(ledger: Ledger, connection: KvConnection, epo
   }
 }
 
+/**
+ * Watches the fence of a leader of `epoch`, for the transaction that follows, and gives it. Rejects with RECOVERING, and
+ * watches nothing, where another one is there or none.
+ */
+export async function watchFence(ledger: Ledger, connection: KvConnection, epoch: number): Promise<string> {
+  const fence = formatWitness({ ledger: ledger.identity, epoch });
+  const [, witness] = await connection.pipeline(0, [
+    ['WATCH', WITNESS_KEY],
+    ['GET', WITNESS_KEY],
+  ]);
+  if (Buffer.isBuffer(witness) && witness.toString() === fence) return fence;
+  await connection.command(0, ['UNWATCH']);
+  throw new HoldfastError('RECOVERING', 'the fence is gone: another one leads, or the KV store lost it');
+}
+
 /** Where a leader of `epoch` builds a stream before it takes the name's place. */
 export function restoreKey(epoch: number, streamId: number, attempt: number): string {
   return `${WITNESS_KEY}:restore:${epoch}:${streamId}:${attempt}`;
