@@ -3,15 +3,18 @@ import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
-import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
+import {
+  clientOf,
+  type Events,
+  eventually,
+  idsIn,
+  looks,
+  restored,
+  type Sidecar,
+  startSidecar,
+} from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
-
-type Events = [string, [string, string[]][]][] | null;
-
-function idsIn(events: unknown): string[] {
-  return ((events as Events) ?? []).flatMap(([, entries]) => entries.map(([id]) => id));
-}
 
 describe.each(kvKinds)('with %s', (kind) => {
   let kv: KvServer;
@@ -30,16 +33,6 @@ describe.each(kvKinds)('with %s', (kind) => {
     sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
     client = sidecar.client();
   });
-
-  async function looks(count = 3): Promise<void> {
-    const from = sidecar.recovery.status().looksTotal;
-    await eventually('looks', () => sidecar.recovery.status().looksTotal >= from + count);
-  }
-
-  async function restored(): Promise<void> {
-    await eventually('restored', () => sidecar.recovery.status().restoresTotal >= 1);
-    await eventually('open', () => sidecar.recovery.status().troubled.length === 0);
-  }
 
   /** The KV store is away while `then` runs. */
   async function whileAway(then: () => Promise<unknown>): Promise<void> {
@@ -61,9 +54,9 @@ describe.each(kvKinds)('with %s', (kind) => {
     for (const id of ids) expect(await client.xadd('s', id, 'n', id)).toBe(id);
     expect(await read('COUNT', 2)).toEqual(ids.slice(0, 2));
     expect(await client.xack('s', 'g', ids[0]!)).toBe(1);
-    await looks();
+    await looks(sidecar);
     await direct.flushall();
-    await restored();
+    await restored(sidecar);
     expect(await read('BLOCK', 20_000)).toEqual(ids.slice(1));
     // None can be greater than the last.
     await client.xadd('s', '18446744073709551615-18446744073709551615', 'n', 'last');
@@ -76,9 +69,9 @@ describe.each(kvKinds)('with %s', (kind) => {
     for (let n = 0; n < 3; n += 1) ids.push((await client.xadd('s', '*', 'n', String(n)))!);
     await read();
     await client.xdel('s', ids[0]!);
-    await looks();
+    await looks(sidecar);
     await direct.flushall();
-    await restored();
+    await restored(sidecar);
     expect(await read('BLOCK', 20_000)).toEqual(ids.slice(1));
     expect(await client.xack('s', 'g', ...ids)).toBe(2);
     await eventually('the checkpoint has passed all', async () => {
@@ -107,7 +100,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     } finally {
       await session.end();
     }
-    await looks(5);
+    await looks(sidecar, 5);
     const { rows } = await sidecar.ledger.pool.query('SELECT observed FROM holdfast.entry ORDER BY id');
     expect(rows).toEqual([{ observed: false }, { observed: false }]);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
@@ -173,12 +166,12 @@ describe.each(kvKinds)('with %s', (kind) => {
       await Promise.all(Array.from({ length: 50 }, (_, n) => client.eval(script, 1, 'bull:q:events', String(n))));
       await sidecar.recovery.look();
     }
-    await looks(5);
+    await looks(sidecar, 5);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
     const there = (await direct.xrange('bull:q:events', '-', '+')).map(([id]) => id);
-    await looks(5);
+    await looks(sidecar, 5);
     await direct.del('bull:q:events');
-    await restored();
+    await restored(sidecar);
     expect((await direct.xrange('bull:q:events', '-', '+')).map(([id]) => id)).toEqual(there);
   });
 
@@ -186,9 +179,9 @@ describe.each(kvKinds)('with %s', (kind) => {
     await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
     const id = (await client.xadd('s', '*', 'n', 'ours'))!;
     expect(await read()).toEqual([id]);
-    await looks();
+    await looks(sidecar);
     await direct.multi().del('s').xadd('s', id, 'n', 'direct').exec();
-    await restored();
+    await restored(sidecar);
     expect(sidecar.recovery.status().aliasesTotal).toBe(1);
     await client.xack('s', 'g', id);
     await eventually('it is recorded', async () => {

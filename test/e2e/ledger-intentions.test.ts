@@ -3,7 +3,7 @@ import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
-import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
+import { clientOf, eventually, looks, type Sidecar, startSidecar } from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
 
@@ -31,18 +31,13 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
     return ids;
   }
 
-  async function looks(count = 3): Promise<void> {
-    const from = sidecar.recovery.status().looksTotal;
-    await eventually('looks', () => sidecar.recovery.status().looksTotal >= from + count);
-  }
-
   /** The stream is in the KV store as the client left it, also after it died and was restored. */
   async function staysGone(stream = 's'): Promise<void> {
-    await looks();
+    await looks(sidecar);
     expect(await direct.exists(stream)).toBe(0);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
     await direct.flushall();
-    await looks();
+    await looks(sidecar);
     expect(await direct.exists(stream)).toBe(0);
   }
 
@@ -75,7 +70,7 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
     const replies = await client.multi().del('s').xadd('s', '*', 'n', 'new').exec();
     expect(replies![0]).toEqual([null, 1]);
     const id = replies![1]![1] as string;
-    await looks();
+    await looks(sidecar);
     expect((await direct.xrange('s', '-', '+')).map(([at]) => at)).toEqual([id]);
     await direct.flushall();
     await eventually('the stream is back', () => direct.exists('s'));
@@ -126,10 +121,10 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
   test('MOVE and SWAPDB', async () => {
     const ids = await fill('s');
     await client.move('s', 9);
-    await looks();
+    await looks(sidecar);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
     await client.call('SWAPDB', '9', '0');
-    await looks();
+    await looks(sidecar);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
     await direct.flushall();
     await eventually('it is back in database 0', () => direct.exists('s'));
@@ -165,7 +160,7 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
   test('SET and a *STORE in its place', async () => {
     await fill();
     await client.set('s', 'text');
-    await looks();
+    await looks(sidecar);
     expect(await direct.get('s')).toBe('text');
     await fill('z');
     await client.sunionstore('z', 'nothing');
@@ -195,9 +190,9 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
   test('XSETID, also backwards', async () => {
     const ids = await fill();
     await client.call('XSETID', 's', '99999999999999-1');
-    await looks();
+    await looks(sidecar);
     await client.call('XSETID', 's', ids[2]!);
-    await looks();
+    await looks(sidecar);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
   });
 
@@ -206,13 +201,13 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
     await client.xgroup('CREATE', 's', 'g', '0');
     await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
     await client.xack('s', 'g', ...ids);
-    await looks();
+    await looks(sidecar);
     await client.xgroup('SETID', 's', 'g', '0');
-    await looks();
+    await looks(sidecar);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
     expect(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')).toHaveLength(1);
     await client.xgroup('DESTROY', 's', 'g');
-    await looks();
+    await looks(sidecar);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
     expect(await direct.xinfo('GROUPS', 's')).toEqual([]);
     await delay(2 * LOOK_MS);

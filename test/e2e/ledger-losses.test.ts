@@ -5,7 +5,7 @@ import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
-import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
+import { clientOf, eventually, looks, restored, type Sidecar, startSidecar } from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
 
@@ -36,25 +36,15 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     return ids;
   }
 
-  async function looks(count = 3): Promise<void> {
-    const from = sidecar.recovery.status().looksTotal;
-    await eventually('looks', () => sidecar.recovery.status().looksTotal >= from + count);
-  }
-
   async function idsOf(stream: string, through: Redis = client): Promise<string[]> {
     return (await through.xrange(stream, '-', '+')).map(([id]) => id);
-  }
-
-  async function restored(count: number): Promise<void> {
-    await eventually('restored', () => sidecar.recovery.status().restoresTotal >= count);
-    await eventually('open', () => sidecar.recovery.status().troubled.length === 0);
   }
 
   test('DEL behind our back', async () => {
     await begin();
     const ids = await fill();
     await direct.del('s');
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual(ids);
   });
 
@@ -64,7 +54,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await client.select(9);
     const others = await fill('s', 3);
     await direct.flushall();
-    await restored(2);
+    await restored(sidecar, 2);
     expect(await idsOf('s')).toEqual(others);
     await client.select(0);
     expect(await idsOf('s')).toEqual(ids);
@@ -73,10 +63,10 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
   test('nothing, when only the witness is gone [12]', async () => {
     await begin();
     await fill();
-    await looks();
+    await looks(sidecar);
     await direct.del('holdfast:epoch');
     await eventually('the witness is back', () => direct.exists('holdfast:epoch'));
-    await looks();
+    await looks(sidecar);
     expect(sidecar.recovery.status().lossesTotal).toBe(0);
   });
 
@@ -113,11 +103,11 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     client = sidecar.client();
     const names = ['a', 'b', 'c', 'd', 'e', 'f'];
     for (const name of names) await fill(name, 3);
-    await looks();
+    await looks(sidecar);
     // Every step of a restore takes its time.
     link.delay(10);
     await direct.flushall();
-    await restored(names.length);
+    await restored(sidecar, names.length);
     const { rows } = await sidecar.ledger.pool.query<{ overlapping: string }>(
       `SELECT count(*) AS overlapping FROM holdfast.recovery AS one JOIN holdfast.recovery AS other
           ON one.recovery_id < other.recovery_id AND one.began_at < other.completed_at AND other.began_at < one.completed_at`,
@@ -138,7 +128,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
       .xadd('s', `${future}-2`, 'direct', '2')
       .exec();
     await sidecar.recovery.look();
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([...ids, `${future}-1`, `${future}-2`]);
   });
 
@@ -151,7 +141,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     for (let n = 0; n < 10; n += 1) anew.xadd('s', '*', 'by', 'direct');
     await anew.exec();
     await sidecar.recovery.look();
-    await restored(1);
+    await restored(sidecar, 1);
     const all = await idsOf('s');
     expect(all).toHaveLength(13);
     expect(all.slice(0, 3)).toEqual(ids);
@@ -162,7 +152,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     const ids = await fill();
     await direct.del('s');
     const next = await client.xadd('s', '*', 'n', 'next');
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([...ids, next]);
   });
 
@@ -187,9 +177,9 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await client.xgroup('CREATE', 's', 'g', '0');
     await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
     await client.xack('s', 'g', ...ids);
-    await looks();
+    await looks(sidecar);
     await direct.xgroup('SETID', 's', 'g', '0');
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>')).toBeNull();
   });
 
@@ -199,17 +189,17 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await client.xgroup('CREATE', 's', 'g', '0');
     await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
     await client.xack('s', 'g', old[0]!);
-    await looks();
+    await looks(sidecar);
     await direct.save();
     const directory = ((await direct.config('GET', 'dir')) as string[])[1]!;
     const file = ((await direct.config('GET', 'dbfilename')) as string[])[1]!;
     await client.xack('s', 'g', old[1]!);
     const young = await fill('s', 3, 3);
-    await looks();
+    await looks(sidecar);
     await kv.kill9();
     await kv.restart();
     expect((await stat(join(directory, file))).size).toBeGreaterThan(0);
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([...old, ...young]);
     const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>')) as [
       string,
@@ -224,10 +214,10 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
     client = sidecar.client();
     const old = await fill('s', 3);
-    await looks();
+    await looks(sidecar);
     await direct.save();
     const young = await fill('s', 3, 3);
-    await looks();
+    await looks(sidecar);
     link.cut();
     await kv.kill9();
     await kv.restart();
@@ -235,7 +225,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     const another = clientOf(kv.port);
     for (let n = 0; n < young.length; n += 1) straight.push(await another.xadd('s', '*', 'by', 'direct'));
     link.heal();
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([...old, ...young, ...straight]);
     await link.close();
   });
@@ -250,7 +240,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     const straight: (string | null)[] = [];
     for (let n = 0; n < 4; n += 1) straight.push(await direct.xadd('s', '*', 'by', 'direct'));
     for (let n = 0; n < 2; n += 1) await sidecar.recovery.look();
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([...old, ...young, ...straight]);
   });
 
@@ -258,7 +248,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     const other = await startKv(kind, { extraArgs: ['--repl-diskless-sync-delay', '0'] });
     await begin();
     const ids = await fill();
-    await looks();
+    await looks(sidecar);
     await direct.call('REPLICAOF', '127.0.0.1', String(other.port));
     await eventually('the replica has synchronized', async () =>
       /master_link_status:up/.test(await direct.info('replication')),
@@ -267,7 +257,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await eventually('noticed', () => sidecar.recovery.state === 'down');
     await direct.call('REPLICAOF', 'NO', 'ONE');
     const id = await during;
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([...ids, id]);
     expect(await direct.keys('*')).toContain('s');
   });
@@ -280,7 +270,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     const [last] = await fill('s', 1);
     await eventually('taken in', () => sidecar.recovery.status().observedTotal === 2);
     await direct.flushall();
-    await restored(1);
+    await restored(sidecar, 1);
     expect(await idsOf('s')).toEqual([first, scripted, straight, last]);
     const { rows } = await sidecar.ledger.pool.query('SELECT observed FROM holdfast.entry ORDER BY id');
     expect(rows.map((row) => row.observed)).toEqual([false, true, true, false]);
@@ -308,9 +298,9 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await direct.xack('old', 'g', ...ids.slice(0, 50));
     await begin();
     await eventually('taken in', () => sidecar.recovery.status().observedTotal === 2500);
-    await looks();
+    await looks(sidecar);
     await direct.flushall();
-    await restored(1);
+    await restored(sidecar, 1);
     const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 'old', '>')) as [
       string,
       [string, string[]][],
@@ -331,7 +321,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
     await client.xadd('s', '6-1', 'event', 'kept');
     await direct.multi().del('s').xadd('s', '5-1', 'event', 'other').exec();
     await sidecar.recovery.look();
-    await restored(1);
+    await restored(sidecar, 1);
     const reply = (await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>')) as [
       string,
       [string, string[]][],

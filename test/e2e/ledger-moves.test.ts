@@ -9,15 +9,17 @@ import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { startTcpProxy, type TcpProxy } from '../chaos/tcp-proxy.ts';
 import { serve } from '../support/program.ts';
 import { kvKinds, startKv, startTestPostgres, type TestDatabase } from '../support/servers.ts';
-import { clientOf, eventually, type Sidecar, type SidecarOptions, startSidecar } from '../support/sidecar.ts';
+import {
+  clientOf,
+  eventually,
+  idsIn,
+  looks,
+  type Sidecar,
+  type SidecarOptions,
+  startSidecar,
+} from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
-
-type Events = [string, [string, string[]][]][] | null;
-
-function idsIn(events: unknown): string[] {
-  return ((events as Events) ?? []).flatMap(([, entries]) => entries.map(([id]) => id));
-}
 
 describe.each(kvKinds)('with %s', (kind) => {
   let kv: KvServer;
@@ -64,11 +66,6 @@ describe.each(kvKinds)('with %s', (kind) => {
     return (await client.xrange(stream, '-', '+')).map(([id]) => id);
   }
 
-  async function looks(count = 3): Promise<void> {
-    const from = leader.recovery.status().looksTotal;
-    await eventually('looks', () => leader.recovery.status().looksTotal >= from + count);
-  }
-
   async function known(sidecar: Sidecar, stream: string, at = 0): Promise<number> {
     const found = () => sidecar.ledger.streams.find(at, Buffer.from(stream));
     await eventually(`${stream} is known`, found);
@@ -103,7 +100,7 @@ describe.each(kvKinds)('with %s', (kind) => {
   /** After a loss of everything the stream is there again, with what a group has not acknowledged. */
   async function comesBack(stream: string, ids: readonly string[], at = 0): Promise<void> {
     await settled();
-    await looks();
+    await looks(leader);
     const { rows: losses } = await session.query('SELECT cause, stream_id FROM holdfast.recovery');
     expect(losses).toEqual([]);
     await direct.flushall();
@@ -117,7 +114,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const ids = await add(client, 3);
     await client.xgroup('CREATE', 's', 'g', '0');
     const stream = await known(leader, 's');
-    expect(await whileRenamed(client, () => looks(5))).toBe('OK');
+    expect(await whileRenamed(client, () => looks(leader, 5))).toBe('OK');
     expect(await current()).toEqual([{ at: '0:t', stream }]);
     await comesBack('t', ids);
     expect(idsIn(await leader.client().xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 't', '>'))).toEqual(
@@ -180,7 +177,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     let deleted: Promise<number> | undefined;
     await whileRenamed(client, async () => {
       deleted = leader.client().del('s');
-      await looks();
+      await looks(leader);
     });
     expect(await deleted).toBe(0);
     await comesBack('t', ids);
@@ -293,7 +290,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     cut.hold(['toClient']);
     const swapped = client.call('SWAPDB', 0, 9);
     await eventually('the KV store has executed it', async () => (await direct.exists('only')) === 0);
-    await looks();
+    await looks(leader);
     nines.push(...(await add(leader.client(), 1)));
     cut.heal();
     expect(await swapped).toBe('OK');

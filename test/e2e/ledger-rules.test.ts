@@ -10,17 +10,19 @@ import { readSnapshot, type StreamSnapshot } from '../../src/recovery/kv-snapsho
 import { restoreStream } from '../../src/recovery/restore.ts';
 import { startTcpProxy, type TcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres, type TestDatabase } from '../support/servers.ts';
-import { clientOf, eventually, type Sidecar, type SidecarOptions, startSidecar } from '../support/sidecar.ts';
+import {
+  clientOf,
+  eventually,
+  idsIn,
+  restored,
+  type Sidecar,
+  type SidecarOptions,
+  startSidecar,
+} from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
 /** No look by itself during a test. */
 const NEVER_MS = 60_000;
-
-type Events = [string, [string, string[]][]][] | null;
-
-function idsIn(events: unknown): string[] {
-  return ((events as Events) ?? []).flatMap(([, entries]) => entries.map(([id]) => id));
-}
 
 describe.each(kvKinds)('with %s', (kind) => {
   let kv: KvServer;
@@ -68,11 +70,6 @@ describe.each(kvKinds)('with %s', (kind) => {
 
   async function idsOf(stream = 's'): Promise<string[]> {
     return (await direct.xrange(stream, '-', '+')).map(([id]) => id);
-  }
-
-  async function restored(sidecar: Sidecar, count = 1): Promise<void> {
-    await eventually('restored', () => sidecar.recovery.status().restoresTotal >= count);
-    await eventually('open', () => sidecar.recovery.status().troubled.length === 0);
   }
 
   test('[1] a commit that comes after the restore is published before its client hears', async () => {

@@ -1,21 +1,27 @@
 import { describe, expect, test } from 'vitest';
+import type { KvServerKind } from '../../src/embedded/kv-server.ts';
 import { formatEntryId, parseEntryId } from '../../src/ledger/entry-id.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, startSidecar } from '../support/sidecar.ts';
 
+/** A sidecar whose way to the KV store can be cut, with one entry in the stream `s`; `direct` goes past it. */
+async function setUp(kind: KvServerKind) {
+  const kv = await startKv(kind);
+  const database = await startTestPostgres();
+  const link = await startTcpProxy(() => kv.port);
+  const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
+  const client = sidecar.client();
+  await client.xadd('s', '*', 'n', '0');
+  return { sidecar, client, direct: clientOf(kv.port), link };
+}
+
 describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (kind) => {
   test('is published in order while clients that go past Holdfast keep writing', async () => {
-    const kv = await startKv(kind);
-    const database = await startTestPostgres();
-    const link = await startTcpProxy(() => kv.port);
-    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
-    const client = sidecar.client();
+    const { sidecar, direct, link } = await setUp(kind);
     const producers = Array.from({ length: 10 }, () => sidecar.client());
     await Promise.all(producers.map((producer) => producer.ping()));
-    await client.xadd('s', '*', 'n', '0');
 
-    const direct = clientOf(kv.port);
     let hammering = true;
     let hammered = 0;
     const hammer = (async () => {
@@ -45,13 +51,7 @@ describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (k
   });
 
   test('is published but for what was deleted while it waited', async () => {
-    const kv = await startKv(kind);
-    const database = await startTestPostgres();
-    const link = await startTcpProxy(() => kv.port);
-    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
-    const client = sidecar.client();
-    await client.xadd('s', '*', 'n', '0');
-    const direct = clientOf(kv.port);
+    const { sidecar, client, direct, link } = await setUp(kind);
     link.cut();
     const during = await Promise.all(Array.from({ length: 4 }, (_, n) => client.xadd('s', '*', 'n', String(n + 1))));
     await sidecar.ledger.pool.query(
@@ -71,13 +71,7 @@ describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (k
   });
 
   test('is published although the KV store is far away and every entry needs another ID', async () => {
-    const kv = await startKv(kind);
-    const database = await startTestPostgres();
-    const link = await startTcpProxy(() => kv.port);
-    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
-    const client = sidecar.client();
-    await client.xadd('s', '*', 'n', '0');
-    const direct = clientOf(kv.port);
+    const { sidecar, client, direct, link } = await setUp(kind);
     link.cut();
     const during = Array.from({ length: 400 }, (_, n) => client.xadd('s', '*', 'n', String(n + 1)));
     expect((await Promise.all(during)).every((id) => id !== null)).toBe(true);
@@ -93,13 +87,7 @@ describe.each(kvKinds)('what the ledger accepted during an outage, with %s:', (k
   });
 
   test('is published in order although it is greater than a batch and every entry needs another ID', async () => {
-    const kv = await startKv(kind);
-    const database = await startTestPostgres();
-    const link = await startTcpProxy(() => kv.port);
-    const sidecar = await startSidecar({ kvPort: link.port, databaseUrl: database.url, lookIntervalMs: 100 });
-    const client = sidecar.client();
-    await client.xadd('s', '*', 'n', '0');
-    const direct = clientOf(kv.port);
+    const { sidecar, client, direct, link } = await setUp(kind);
     link.cut();
     const during = Array.from({ length: 2500 }, (_, n) => client.xadd('s', '*', 'n', String(n + 1)));
     const given = await Promise.all(during);

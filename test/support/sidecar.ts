@@ -112,3 +112,23 @@ export async function eventually(what: string, condition: () => unknown, limitMs
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }
+
+/** Resolves after so many further looks. */
+export async function looks({ recovery }: Sidecar, count = 3): Promise<void> {
+  const from = recovery.status().looksTotal;
+  await eventually('looks', () => recovery.status().looksTotal >= from + count);
+}
+
+/** Resolves when there have been so many restores since the start, and nothing is left to be restored or published. */
+export async function restored({ recovery }: Sidecar, count = 1): Promise<void> {
+  await eventually('restored', () => recovery.status().restoresTotal >= count);
+  await eventually('open', () => recovery.status().troubled.length === 0);
+}
+
+/** A reply to XREAD or XREADGROUP. */
+export type Events = [string, [string, string[]][]][] | null;
+
+/** The IDs in `Events`. */
+export function idsIn(events: unknown): string[] {
+  return ((events as Events) ?? []).flatMap(([, entries]) => entries.map(([id]) => id));
+}
