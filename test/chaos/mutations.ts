@@ -91,12 +91,13 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'no-witness',
-    without: "the check of the witness, a leader's fence, before a restored stream takes its name",
+    without:
+      "the check of the witness, a leader's fence, before a restored stream takes its name or a backlog is published",
     edits: [
       {
-        file: 'src/recovery/restore.ts',
-        search: '    if (!Buffer.isBuffer(witness) || witness.toString() !== fence) {\n      await fenced',
-        replace: '    if (Buffer.isBuffer(witness) && witness.length === 0) {\n      await fenced',
+        file: 'src/recovery/witness.ts',
+        search: 'if (Buffer.isBuffer(witness) && witness.toString() === fence) return fence;',
+        replace: 'if (!Buffer.isBuffer(witness) || witness.length > 0) return fence;',
       },
     ],
     widened: [
