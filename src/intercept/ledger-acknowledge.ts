@@ -8,7 +8,7 @@ import type { Group, Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { knownStream, type LedgerContext, recovering } from './ledger-context.ts';
+import { knownStream, type LedgerContext, ledgerDown, recovering } from './ledger-context.ts';
 
 /** While waiting, whether the KV store has gone down is looked at so often. */
 const RECHECK_MS = 50;
@@ -71,7 +71,7 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       if (recovery.state === 'down') {
         ledger.acknowledgements.record(stream, group, stream.epoch, ids);
         recovery.acknowledgements.owe(stream, group.name, ids);
-        await ledger.acknowledgements.flush();
+        await ledger.acknowledgements.flush().catch(ledgerDown(context, 'it is recorded as soon as it does'));
         return encode.integer(ids.length);
       }
       if (Date.now() >= until || exchange.session.closed) throw recovering(stream);

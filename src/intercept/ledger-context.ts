@@ -40,6 +40,14 @@ export async function holdUntilWhole(context: LedgerContext, exchange: Exchange,
   if (settled === 'timeout') throw recovering(stream);
 }
 
+/** For a statement of an interceptor's own: where Postgres does not answer, LEDGERDOWN with what that means for the client. */
+export function ledgerDown({ ledger }: LedgerContext, meaning: string): (thrown: unknown) => never {
+  return (thrown) => {
+    if (thrown instanceof HoldfastError || !ledger.postgres.failed(thrown)) throw thrown;
+    throw new HoldfastError('LEDGERDOWN', `the ledger does not answer; ${meaning}`, { cause: thrown });
+  };
+}
+
 export function equalsWord(arg: Buffer, lowerCase: string): boolean {
   return arg.length === lowerCase.length && arg.toString('latin1').toLowerCase() === lowerCase;
 }

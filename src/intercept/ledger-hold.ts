@@ -65,7 +65,7 @@ export function ledgerHold(context: LedgerContext): Interceptor {
       for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
         const refused = refusesKnown(exchange, stream, at, reply);
         if (refused && !moved())
-          await recovery.noticed('a command found no stream or group where the ledger knows one');
+          await recovery.noticed('a command found no stream or group where the ledger knows one', context.holdMs);
         if (stream.ended || !moved() || !(refused || at.read)) return reply;
         reply = await again();
       }

@@ -6,6 +6,8 @@
  * After a restore a group stands at its checkpoint: entries that come again although their acknowledgement is recorded
  * are taken out of the reply and acknowledged, and if nothing is left the read goes on.
  */
+import { HoldfastError } from '../errors.ts';
+import type { AcknowledgedSet } from '../ledger/acknowledged-set.ts';
 import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Group, Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
@@ -168,11 +170,14 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     for (;;) {
       const settled = await hold(reading);
       if (settled !== 'open') return settled;
+      let reply: Buffer;
       try {
-        return await replied(reading, await exchange.resend(withBlock(reading, reading.args)));
+        reply = await exchange.resend(withBlock(reading, reading.args));
       } catch (thrown) {
         if (exchange.session.closed || Date.now() >= reading.until) throw thrown;
+        continue;
       }
+      return replied(reading, reply);
     }
   }
 
@@ -201,7 +206,8 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     const ofStore = code === 'UNBLOCKED' || code === 'LOADING' || code === 'MASTERDOWN';
     if (exchange.queued || !(ofGroup || ofStore)) return reading.refusal ?? reply;
     // Also when the client's patience has ended meanwhile: an empty read is the answer then, not the loss.
-    return recovery.noticed(`${code} for a blocked or group read`).then(() => {
+    const limitMs = Math.max(0, Math.min(context.holdMs, reading.until - Date.now()));
+    return recovery.noticed(`${code} for a blocked or group read`, limitMs).then(() => {
       // A client deleted or replaced it: what the server says of that is right, and asking again would never end.
       reading.refusal ??= reply;
       if (reading.streams.some((stream) => stream.ended)) return reading.refusal;
@@ -251,7 +257,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   /** The entries that must be delivered; the others are acknowledged. `undefined` where all must. */
   async function unacknowledged(stream: Stream, group: Group, entries: Reply): Promise<Reply[] | undefined> {
     const items = entries.items ?? [];
-    const set = await ledger.acknowledgements.filter(group, stream.restoredEpoch);
+    const set = await recorded(stream, group);
     const done: Buffer[] = [];
     const kept: Reply[] = [];
     let last: Buffer | undefined;
@@ -267,8 +273,33 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       ledger.acknowledgements.forget(group);
     }
     if (done.length === 0) return undefined;
-    await recovery.acknowledgements.acknowledge(stream, group.name, done);
+    // Where the KV store has just gone, it is told when it is back: recovery makes recorded acknowledgements again.
+    await recovery.acknowledgements.acknowledge(stream, group.name, done).catch((thrown: unknown) => {
+      if (!(thrown instanceof HoldfastError)) throw thrown;
+    });
     return kept;
+  }
+
+  /**
+   * What is recorded as acknowledged. The entries of this reply are pending now for who asked, and nobody else would be given them
+   * soon: a Postgres that does not answer is waited for. Rejects with LEDGERDOWN after `holdMs`.
+   */
+  async function recorded(stream: Stream, group: Group): Promise<AcknowledgedSet> {
+    const { postgres, acknowledgements } = ledger;
+    for (const until = Date.now() + context.holdMs; ; ) {
+      try {
+        return await acknowledgements.filter(group, stream.restoredEpoch);
+      } catch (thrown) {
+        if (!postgres.failed(thrown)) throw thrown;
+        const left = until - Date.now();
+        if (left <= 0 || !(await postgres.whenAvailable(left))) {
+          throw new HoldfastError(
+            'LEDGERDOWN',
+            'the ledger does not answer; what was read is pending for this consumer',
+          );
+        }
+      }
+    }
   }
 
   return {

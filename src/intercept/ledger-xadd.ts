@@ -15,7 +15,7 @@ import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { errorText, readReply } from '../resp/reply.ts';
 import type { Exchange, Interceptor } from './interceptor.ts';
-import { holdUntilWhole, type LedgerContext, recovering } from './ledger-context.ts';
+import { holdUntilWhole, type LedgerContext, ledgerDown, recovering } from './ledger-context.ts';
 import { beforeExec } from './transaction-steps.ts';
 import { parseXadd, type XaddRequest } from './xadd-request.ts';
 
@@ -132,7 +132,13 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       throw new HoldfastError('KVDOWN', 'the KV store cannot be reached, and has not let this user in before');
     }
     if (parsed.noMkStream && !stream.present) return encode.nullBulk(exchange.session.protocol);
-    await recovery.enterOutage(stream, doubt === undefined ? 'the KV store is down' : doubt.cause.message);
+    const unanswered = ledgerDown(
+      context,
+      doubt === undefined ? 'nothing was written, try again' : 'the entry may or may not have been added',
+    );
+    await recovery
+      .enterOutage(stream, doubt === undefined ? 'the KV store is down' : doubt.cause.message)
+      .catch(unanswered);
     const outcome = await ledger.outage.accept({
       stream,
       requested: parsed.requested,
@@ -144,7 +150,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       kvRunId: doubt === undefined ? undefined : xadd.runId,
     });
     if (outcome === 'normal') {
-      await ledger.streams.refresh(stream.streamId);
+      await ledger.streams.refresh(stream.streamId).catch(unanswered);
       return undefined;
     }
     if (outcome === 'small') return doubt === undefined ? SMALL_ID : doubtful(xadd, doubt);
@@ -215,7 +221,9 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     }
     // Nil: the client's own NOMKSTREAM on a stream that never was, or a stream that is gone.
     if (!parsed.isNull || (xadd.parsed.noMkStream && !xadd.stream.present)) return reply;
-    return recovery.noticed('XADD found no stream where the ledger knows one').then(() => again(xadd, attempt));
+    return recovery
+      .noticed('XADD found no stream where the ledger knows one', context.holdMs)
+      .then(() => again(xadd, attempt));
   }
 
   /** Not taken by the KV store: once more, when it can be. */
@@ -275,7 +283,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
 
   /** The ID belongs to another entry in the ledger: the KV store forgot that one. */
   async function conflicting(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
-    await recovery.noticed('XADD gave an ID that the ledger has with other fields');
+    await recovery.noticed('XADD gave an ID that the ledger has with other fields', context.holdMs);
     const settled = await recovery.reopened(xadd.stream, context.holdMs, undefined, true);
     if (attempt < ATTEMPTS_MAX && settled === 'open') {
       xadd.epoch = xadd.stream.epoch;

@@ -13,7 +13,7 @@ import { IntentionStore } from './intention-store.ts';
 import { migrate } from './migrate.ts';
 import { OutageWriter } from './outage-writer.ts';
 import { holdOwnerLock } from './owner-lock.ts';
-import { connectPostgres, type Postgres } from './postgres.ts';
+import { connectPostgres, endSession, type Postgres, SESSION_ANSWER_MS } from './postgres.ts';
 import { StreamRegistry } from './stream-registry.ts';
 
 const MIGRATIONS = new URL('./sql/', import.meta.url);
@@ -97,7 +97,7 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
       const { rows } = await session.query<{ ledger: string }>('SELECT ledger FROM holdfast.identity');
       identity = rows[0]!.ledger;
     } finally {
-      await session.end();
+      await endSession(session);
     }
     await streams.reload();
   } catch (thrown) {
@@ -209,8 +209,8 @@ function listen(options: {
 
   const start = async (again: boolean): Promise<void> => {
     try {
-      const client = await postgres.connect();
-      if (stopped) return void (await client.end());
+      const client = await postgres.connect(SESSION_ANSWER_MS);
+      if (stopped) return void (await endSession(client));
       session = client;
       client.on('notification', (message) => take(message.payload ?? ''));
       client.once('end', () => {
@@ -231,7 +231,7 @@ function listen(options: {
       log.debug({ err: messageOf(thrown) }, 'ledger notifications unavailable');
       const broken = session;
       session = undefined;
-      broken?.end().catch(() => undefined);
+      if (broken !== undefined) void endSession(broken);
       later();
     }
   };
@@ -248,7 +248,7 @@ function listen(options: {
     async stop() {
       stopped = true;
       clearTimeout(retry);
-      await session?.end();
+      if (session !== undefined) await endSession(session);
     },
   };
 }

@@ -2,6 +2,7 @@
  * The connection to Postgres: a pool, and whether it answers. `available` is a fact to branch on without waiting: a failed
  * statement makes a probe, which decides; while it fails it is repeated.
  */
+import type { Socket } from 'node:net';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
@@ -11,6 +12,10 @@ const PROBE_MS = 200;
 const PROBE_TIMEOUT_MS = 500;
 const CONNECT_TIMEOUT_MS = 3000;
 const IDLE_IN_TRANSACTION_MS = 3000;
+const KEEP_ALIVE_MS = 5000;
+/** A session whose short statement has no answer for so long is as good as ended: its end may never be heard of. */
+export const SESSION_ANSWER_MS = 3000;
+const GOODBYE_MS = 500;
 
 export interface Postgres {
   readonly pool: pg.Pool;
@@ -19,9 +24,20 @@ export interface Postgres {
   failed(thrown: unknown): boolean;
   /** Resolves with true once a statement succeeds again, with false after `limitMs`. */
   whenAvailable(limitMs: number): Promise<boolean>;
-  /** A connection of its own, outside of the pool: for LISTEN and for what a session holds. */
-  connect(): Promise<pg.Client>;
+  /**
+   * A connection of its own, outside of the pool: for LISTEN and for what a session holds. With `answerMs` a statement that is not
+   * answered by then rejects; the session is good for nothing afterwards.
+   */
+  connect(answerMs?: number): Promise<pg.Client>;
   close(): Promise<void>;
+}
+
+/** Ends a session of `Postgres.connect`, also where the other end says nothing any more. Never rejects. */
+export async function endSession(session: pg.Client): Promise<void> {
+  const { stream } = (session as unknown as { readonly connection: { readonly stream: Socket } }).connection;
+  const silent = setTimeout(() => stream.destroy(), GOODBYE_MS);
+  await session.end().catch(() => undefined);
+  clearTimeout(silent);
 }
 
 export function connectPostgres(options: {
@@ -34,6 +50,8 @@ export function connectPostgres(options: {
     connectionString: options.databaseUrl,
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     keepAlive: true,
+    // A session that only listens sends nothing by itself: the network may forget it, and no end of it would be seen.
+    keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
     application_name: 'holdfast',
   };
   const pool = new pg.Pool({
@@ -109,8 +127,8 @@ export function connectPostgres(options: {
         waiting.add(wake);
       });
     },
-    async connect() {
-      const client = new pg.Client(connection);
+    async connect(answerMs) {
+      const client = new pg.Client({ ...connection, ...(answerMs !== undefined && { query_timeout: answerMs }) });
       client.on('error', (thrown) => options.log.debug({ err: thrown }, 'ledger session lost'));
       await client.connect();
       return client;

@@ -21,6 +21,7 @@ import { inTransaction } from './in-transaction.ts';
 import type { Ledger } from './ledger.ts';
 import { type LedgerSize, readLedgerSize } from './ledger-size.ts';
 import { streamsIn } from './partition-streams.ts';
+import { endSession, SESSION_ANSWER_MS } from './postgres.ts';
 import { type Horizon, readHorizons } from './retention-horizon.ts';
 import { sweepAged } from './retention-sweep.ts';
 
@@ -144,14 +145,14 @@ export class Retention {
     const { leads, leaderEpoch } = this.#options.leader();
     let result: PassResult = { opened: undefined, dropped: [], kept: 0 };
     if (leads) {
-      const client = await this.#ledger.postgres.connect();
+      const client = await this.#ledger.postgres.connect(STATEMENT_MS + SESSION_ANSWER_MS);
       try {
         await client.query(`SET lock_timeout = ${LOCK_MS}; SET statement_timeout = ${STATEMENT_MS}`);
         result = await this.#rotate(client, leaderEpoch);
         sweep ||= result.dropped.length > 0;
         if (sweep) await sweepAged(client, leaderEpoch, this.#options.retentionMs, () => this.#stopped);
       } finally {
-        await client.end();
+        await endSession(client);
       }
     }
     this.#size = await readLedgerSize(this.#ledger.pool);

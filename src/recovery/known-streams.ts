@@ -1,5 +1,6 @@
 /** What the ledger knows of the streams, for comparing; always read before the KV store is asked. */
 import type pg from 'pg';
+import type { Stream, StreamRegistry } from '../ledger/stream-registry.ts';
 import type { KnownGroup, KnownStream } from './compare.ts';
 
 interface KnownRow {
@@ -97,4 +98,28 @@ export async function readKnownStreams(
     windowId: row.window_id ?? undefined,
     groups: groups.get(row.stream_id) ?? new Map(),
   }));
+}
+
+/** Streams of which this process knows less than was read just now: a notice was lost, or is on its way. */
+export function outdatedStreams(registry: StreamRegistry, known: readonly KnownStream[]): number[] {
+  const outdated: number[] = [];
+  const current = new Set<number>();
+  for (const read of known) {
+    current.add(read.streamId);
+    const own = registry.byId(read.streamId);
+    if (own === undefined || isOutdated(own, read)) outdated.push(read.streamId);
+  }
+  for (const { streamId } of registry.all()) if (!current.has(streamId)) outdated.push(streamId);
+  return outdated;
+}
+
+function isOutdated(own: Stream, read: KnownStream): boolean {
+  if (own.epoch !== read.epoch) return own.epoch < read.epoch;
+  if (own.mode !== read.mode || own.restoredEpoch < read.restoredEpoch || own.groups.size !== read.groups.size)
+    return true;
+  for (const [name, group] of read.groups) {
+    const ownGroup = own.groups.get(name);
+    if (ownGroup?.groupId !== group.groupId || ownGroup.changing !== group.changing) return true;
+  }
+  return false;
 }

@@ -10,6 +10,7 @@ import type pg from 'pg';
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
 import type { Ledger } from '../ledger/ledger.ts';
+import { endSession, SESSION_ANSWER_MS } from '../ledger/postgres.ts';
 
 const LEADER_LOCK = 0x4846_0002;
 const STALE_MS = 4000;
@@ -41,6 +42,15 @@ export class Leadership {
   async renew(): Promise<boolean> {
     if (this.#leads) return true;
     const session = this.#session ?? (await this.#open());
+    try {
+      return await this.#tryToLead(session);
+    } catch (thrown) {
+      this.#drop(session);
+      throw thrown;
+    }
+  }
+
+  async #tryToLead(session: pg.Client): Promise<boolean> {
     const { rows } = await session.query<{ locked: boolean }>('SELECT pg_try_advisory_lock($1) AS locked', [
       LEADER_LOCK,
     ]);
@@ -67,25 +77,37 @@ export class Leadership {
 
   /** Signs of life come by the clock, on the session that holds the lock, whatever else this process does. */
   #live(session: pg.Client): void {
+    let asking = false;
     const timer = setInterval(() => {
+      if (asking) return;
+      asking = true;
       session
         .query('UPDATE holdfast.leader SET seen_at = clock_timestamp() WHERE epoch = $1', [this.#epoch])
         .then(({ rowCount }) => (rowCount === 0 ? this.resign('another sidecar leads') : undefined))
-        .catch((thrown: unknown) => this.#log.debug({ err: messageOf(thrown) }, 'no sign of life could be given'));
+        .catch((thrown: unknown) => {
+          this.#log.debug({ err: messageOf(thrown) }, 'no sign of life could be given');
+          this.#drop(session);
+        })
+        .finally(() => {
+          asking = false;
+        });
     }, SIGN_OF_LIFE_MS);
     session.once('end', () => clearInterval(timer));
   }
 
   async #open(): Promise<pg.Client> {
-    const session = await this.#ledger.postgres.connect();
-    session.once('end', () => {
-      if (this.#session !== session) return;
-      this.#session = undefined;
-      if (this.#leads) this.#log.warn('lost the lead with the ledger session');
-      this.#leads = false;
-    });
+    const session = await this.#ledger.postgres.connect(SESSION_ANSWER_MS);
+    session.once('end', () => this.#drop(session));
     this.#session = session;
     return session;
+  }
+
+  #drop(session: pg.Client): void {
+    if (this.#session !== session) return;
+    this.#session = undefined;
+    if (this.#leads) this.#log.warn('lost the lead with the ledger session');
+    this.#leads = false;
+    void endSession(session);
   }
 
   /** Lets another one lead. */
@@ -94,6 +116,6 @@ export class Leadership {
     this.#session = undefined;
     if (this.#leads) this.#log.info({ reason }, 'no longer leading recovery');
     this.#leads = false;
-    await session?.end().catch((thrown: unknown) => this.#log.debug({ err: messageOf(thrown) }, 'ending a session'));
+    if (session !== undefined) await endSession(session);
   }
 }

@@ -29,7 +29,7 @@ import { ClientChanges } from './client-changes.ts';
 import type { KnownStream } from './compare.ts';
 import { compareStreams } from './comparison.ts';
 import { Discovery } from './discover.ts';
-import { readKnownStreams } from './known-streams.ts';
+import { outdatedStreams, readKnownStreams } from './known-streams.ts';
 import { KvConnection } from './kv-connection.ts';
 import { presentEntries } from './kv-entries.ts';
 import { parseServerIdentity, type ServerIdentity } from './kv-snapshot.ts';
@@ -280,14 +280,14 @@ export class Recovery {
   }
 
   /**
-   * Something a client was told, or nearly was, cannot be if nothing was lost. Compares at once; where that fails, as while
-   * the ledger does not answer, nothing is believed until it succeeds.
+   * Something a client was told, or nearly was, cannot be if nothing was lost. Compares at once; where that fails, or has not
+   * ended within `limitMs`, as while the ledger does not answer, nothing is believed until it succeeds.
    */
-  async noticed(cause: string): Promise<void> {
+  async noticed(cause: string, limitMs: number): Promise<void> {
     this.#log.warn({ cause }, 'signs of a loss in the KV store');
     const looks = this.#looks;
-    await this.look();
-    if (this.#looks === looks) this.#suspect();
+    const ended = await endsWithin(this.look(), limitMs);
+    if (!ended || this.#looks === looks) this.#suspect();
   }
 
   /** Waits, at most `limitMs`, until it is decided what becomes of commands on the stream. */
@@ -325,7 +325,6 @@ export class Recovery {
   async enterOutage(stream: Stream, cause: string): Promise<void> {
     if (stream.mode !== 'normal' || stream.ended) return;
     await this.#raise(stream.streamId, stream.epoch, 'outage', cause);
-    if (stream.mode === 'normal') await this.ledger.streams.refresh(stream.streamId);
   }
 
   /** The ID under which a backlog entry was published, awaited at most `limitMs`; `undefined` if it was not. */
@@ -490,6 +489,8 @@ export class Recovery {
     const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
     const known = await readKnownStreams(this.ledger.pool, undefined);
     const lookedAt = rows[0]!.now;
+    // Notices make it sooner; that nothing is missed for long does not depend on them.
+    await Promise.all(outdatedStreams(this.ledger.streams, known).map((id) => this.ledger.streams.refresh(id)));
     const isAnother =
       before === undefined || before.runId !== identity.runId || before.replicationId !== identity.replicationId;
     const lost = (stream: KnownStream, cause: string) => this.#lost(stream, cause, lookedAt);
@@ -561,11 +562,24 @@ export class Recovery {
     );
     const raised = rows[0]!.epoch;
     const stream = this.ledger.streams.byId(streamId);
-    if (raised !== null && stream !== undefined) {
-      this.ledger.streams.moved(stream, Number(raised), mode, cause);
+    if (raised === null) {
+      // Another one was first: what is known here of the stream is older than that, and must not be believed any longer.
+      await this.ledger.streams.refresh(streamId);
+      return false;
     }
-    return raised !== null;
+    if (stream !== undefined) this.ledger.streams.moved(stream, Number(raised), mode, cause);
+    return true;
   }
+}
+
+async function endsWithin(work: Promise<void>, limitMs: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<false>((resolve) => {
+    timer = setTimeout(() => resolve(false), limitMs);
+  });
+  const ended = await Promise.race([work.then(() => true), late]);
+  clearTimeout(timer);
+  return ended;
 }
 
 /** Compares for the first time, then goes on by itself until `stop()`. Rejects with CONFIG, see `Recovery.start`. */

@@ -42,6 +42,8 @@ export interface TcpProxy {
   delay(delayMs: number): void;
   /** Clients are reset now; what they had written reaches the server only `lateMs` later. New connections are served. */
   deliverLate(lateMs: number): void;
+  /** The connections that are open fall silent for good, as behind a router that forgot them; new ones are served. */
+  silence(): void;
   /** Ends every misbehaviour. What was held is passed on, unless its receiver is gone. */
   heal(): void;
   close(): Promise<void>;
@@ -79,7 +81,7 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
       if (blocked || held.has(direction)) return;
       const now = Date.now();
       if (heldUntilMs > now) {
-        waitUntil(heldUntilMs);
+        if (Number.isFinite(heldUntilMs)) waitUntil(heldUntilMs);
         return;
       }
       for (let head = queue[0]; head !== undefined; head = queue[0]) {
@@ -198,6 +200,10 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
         setTimeout(() => link.client.resetAndDestroy(), 30);
         setTimeout(link.toServer.pump, lateMs);
       }
+    },
+    silence() {
+      for (const link of links)
+        for (const pipe of [link.toServer, link.toClient]) pipe.holdUntil(Number.POSITIVE_INFINITY);
     },
     heal() {
       refusing = false;

@@ -1,0 +1,123 @@
+/** What one process is not told, or is told too late, of what another one noticed first. */
+import pg from 'pg';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
+import type { KvServer } from '../../src/embedded/kv-server.ts';
+import { startTcpProxy, type TcpProxy } from '../chaos/tcp-proxy.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { clientOf, eventually, idsIn, restored, type Sidecar, startSidecar } from '../support/sidecar.ts';
+
+/** Above what a silent session is given, and the time of a leader without a sign of life. */
+const PATIENCE_MS = 30_000;
+
+describe.each(kvKinds)('with %s,', (kind) => {
+  let kv: KvServer;
+  let databaseUrl: string;
+  let link: TcpProxy;
+
+  beforeEach(async () => {
+    kv = await startKv(kind);
+    const database = await startTestPostgres();
+    databaseUrl = database.url;
+    const { port } = new URL(database.url);
+    link = await startTcpProxy(() => Number(port));
+  });
+
+  afterEach(async () => {
+    await link.close();
+  });
+
+  /** One of its sessions with Postgres may be made to fall silent. */
+  function startBehindLink(): Promise<Sidecar> {
+    const url = new URL(databaseUrl);
+    url.hostname = '127.0.0.1';
+    url.port = String(link.port);
+    url.search = '';
+    return startSidecar({ kvPort: kv.port, databaseUrl: url.href });
+  }
+
+  async function session(): Promise<pg.Client> {
+    const client = new pg.Client({ connectionString: databaseUrl });
+    await client.connect();
+    onTestFinished(() => client.end());
+    return client;
+  }
+
+  test('a lost group is kept from its readers, too, by who noticed it a moment after another one', async () => {
+    const sidecar = await startSidecar({ kvPort: kv.port, databaseUrl, lookIntervalMs: 600_000 });
+    const client = sidecar.client();
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    const id = await client.xadd('s', '*', 'n', '1');
+    await sidecar.recovery.look();
+    const stream = sidecar.ledger.streams.find(0, Buffer.from('s'))!;
+    const other = await session();
+    await clientOf(kv.port).xgroup('DESTROY', 's', 'g');
+    await other.query('BEGIN');
+    await other.query("SELECT holdfast.raise_epoch($1, $2, 'restoring', 'noticed by another one', NULL)", [
+      stream.streamId,
+      stream.epoch,
+    ]);
+    const reading = client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
+    const watcher = await session();
+    await eventually('its own notice waits for the other one', async () => {
+      const { rows } = await watcher.query(
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%raise_epoch%'",
+      );
+      return rows.length > 0;
+    });
+    // So that it does not hear of it in the same instant.
+    await watcher.query(
+      "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'LISTEN holdfast' AND datname = current_database()",
+    );
+    await other.query('COMMIT');
+    await sidecar.recovery.look();
+    expect(idsIn(await reading)).toEqual([id]);
+  });
+
+  test('who leads and whose sessions fall silent is replaced, and goes on as one of the others', async () => {
+    const first = await startBehindLink();
+    const second = await startSidecar({ kvPort: kv.port, databaseUrl });
+    expect([first.recovery.status().leads, second.recovery.status().leads]).toEqual([true, false]);
+    const added = await first.client().xadd('s', '*', 'n', '1');
+    await first.client().xgroup('CREATE', 's', 'g', '0');
+    link.silence();
+    await eventually('another one leads', () => second.recovery.status().leads, PATIENCE_MS);
+    await clientOf(kv.port).flushall();
+    await restored(second);
+    const client = first.client();
+    await eventually(
+      'it takes entries again',
+      () => client.xadd('s', '*', 'n', '2').then(Boolean, () => false),
+      PATIENCE_MS,
+    );
+    const read = await client.xreadgroup('GROUP', 'g', 'c', 'COUNT', '1', 'STREAMS', 's', '>');
+    expect(idsIn(read)).toEqual([added]);
+    expect([first.recovery.status().leads, second.recovery.status().leads]).toEqual([false, true]);
+  }, 90_000);
+
+  test('what nobody tells it any more it sees by looking', async () => {
+    const leader = await startSidecar({ kvPort: kv.port, databaseUrl });
+    const deaf = await startBehindLink();
+    const client = deaf.client();
+    const added = await client.xadd('s', '*', 'n', '1');
+    await client.xgroup('CREATE', 's', 'g', '0');
+    link.silence();
+    // Connections of the pool are given up as soon as they are used; the session that listens says nothing by itself.
+    await eventually('it looks again', () => client.xadd('s', '*', 'n', '2').then(Boolean, () => false), PATIENCE_MS);
+    await clientOf(kv.port).flushall();
+    await restored(leader);
+    const known = ({ ledger }: Sidecar) => {
+      const { epoch, restoredEpoch, mode } = ledger.streams.find(0, Buffer.from('s'))!;
+      return { epoch, restoredEpoch, mode };
+    };
+    const current = known(leader);
+    expect(current.restoredEpoch).toBeGreaterThan(0);
+    await eventually(
+      'it knows',
+      () => known(deaf).epoch === current.epoch && known(deaf).mode === 'normal',
+      PATIENCE_MS,
+    );
+    expect(known(deaf)).toEqual(current);
+    const read = await client.xreadgroup('GROUP', 'g', 'c', 'COUNT', '1', 'STREAMS', 's', '>');
+    expect(idsIn(read)).toEqual([added]);
+  }, 90_000);
+});
