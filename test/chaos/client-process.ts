@@ -62,6 +62,13 @@ const ANSWER_MS_MAX = 25_000;
 
 /** ioredis may forget a request when its connection closes; it has this long to say so itself. */
 const FORGOTTEN_MS = 1000;
+const DROPPED = 'dropped';
+
+/** Ends a client. One that waits to reconnect would neither answer its requests any more nor say that it is closed. */
+export function dropClient(client: Redis): void {
+  client.disconnect();
+  client.emit(DROPPED);
+}
 
 /**
  * What `request` comes to. Without an answer in time (`blockMs` apart) it rejects with `NO_ANSWER`, and the client takes a new
@@ -76,6 +83,7 @@ export async function answered<T>(client: Redis, request: Promise<T>, blockMs = 
       forgotten ??= setTimeout(() => reject(new Error('Connection is closed.')), FORGOTTEN_MS);
     };
     client.on('close', closed);
+    client.on(DROPPED, closed);
     limit = setTimeout(() => {
       reject(new Error(`${NO_ANSWER} within ${ANSWER_MS_MAX} ms`));
       client.disconnect(true);
@@ -85,6 +93,7 @@ export async function answered<T>(client: Redis, request: Promise<T>, blockMs = 
     return await Promise.race([request, failure]);
   } finally {
     client.off('close', closed);
+    client.off(DROPPED, closed);
     clearTimeout(limit);
     clearTimeout(forgotten);
   }

@@ -5,7 +5,15 @@
  */
 import type { Redis } from 'ioredis';
 import { messageOf } from '../../src/errors.ts';
-import { answered, connectClient, delay, openErrorLog, protocolOf, readSettings } from './client-process.ts';
+import {
+  answered,
+  connectClient,
+  delay,
+  dropClient,
+  openErrorLog,
+  protocolOf,
+  readSettings,
+} from './client-process.ts';
 import { type EventIdentity, eventFields, eventOf, fieldsEqual } from './event-fields.ts';
 import { DELIVERY, KIND, openHistory, runClock, WRONG_FIELDS } from './history.ts';
 import { seededRandom } from './seeded-random.ts';
@@ -183,16 +191,16 @@ async function consume(plan: ConsumerPlan, name: string, untilMs: number): Promi
   const forget = setTimeout(
     () => {
       forgotten = true;
-      reader.disconnect();
-      writer.disconnect();
+      dropClient(reader);
+      dropClient(writer);
     },
     Math.max(0, untilMs - now()),
   );
   await Promise.all([readNew(), takeOver()]);
   clearTimeout(forget);
   while (!forgotten && inHand > 0) await delay(20);
-  reader.disconnect();
-  writer.disconnect();
+  dropClient(reader);
+  dropClient(writer);
 }
 
 process.once('SIGTERM', () => {
