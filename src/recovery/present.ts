@@ -8,8 +8,9 @@
  *
  * Read in this order, so that what moves meanwhile is no loss: a row is committed after its entry is there, and goes by an
  * intention. What is below the stream's first entry was trimmed, what is not above max-deleted-entry-id may have been deleted by
- * a client that went past Holdfast.
+ * a client that went past Holdfast, and what every group has acknowledged may have been left out by a restore.
  */
+import { isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
 import { byteaArray } from '../ledger/binary-array.ts';
 import { ENTRY_ID_MAX, maxEntryId, previousEntryId } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
@@ -57,5 +58,11 @@ export async function missingEntry(
     [known.streamId, byteaArray(candidates)],
   );
   const gone = new Set(deleted.map(({ id }) => id.toString('latin1')));
-  return candidates.find((id) => !gone.has(id.toString('latin1')));
+  const left = candidates.filter((id) => !gone.has(id.toString('latin1')));
+  if (left.length === 0) return undefined;
+  // What every group has acknowledged a restore does not bring back: who did not see the restore must not miss it.
+  const acknowledged = await Promise.all(
+    [...known.groups.values()].map(({ groupId }) => readAcknowledged(ledger.pool, groupId)),
+  );
+  return left.find((id) => isWanted(acknowledged, id));
 }
