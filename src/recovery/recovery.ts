@@ -544,7 +544,12 @@ export class Recovery {
   }
 
   async #lost(known: KnownStream, cause: string, lookedAt: Date): Promise<void> {
-    if (!(await this.#raise(known.streamId, known.epoch, 'restoring', cause, lookedAt))) return;
+    if (!(await this.#raise(known.streamId, known.epoch, 'restoring', cause, lookedAt))) {
+      const now = this.ledger.streams.byId(known.streamId);
+      // An outage began meanwhile, which says nothing of the loss: this look proves nothing, the next one finds it again.
+      if (now !== undefined && now.epoch !== known.epoch && now.mode !== 'restoring') this.#suspect();
+      return;
+    }
     this.#losses += 1;
     this.#log.warn({ stream: known.name.toString(), database: known.database, cause }, 'a stream lost something');
   }

@@ -42,6 +42,18 @@ describe.each(kvKinds)('with %s,', (kind) => {
     return client;
   }
 
+  /** Resolves when the sidecar waits for another one's transaction with its own word of a loss. */
+  async function raiseWaits(): Promise<pg.Client> {
+    const watcher = await session();
+    await eventually('its own notice waits for the other one', async () => {
+      const { rows } = await watcher.query(
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%raise_epoch%'",
+      );
+      return rows.length > 0;
+    });
+    return watcher;
+  }
+
   test('a lost group is kept from its readers, too, by who noticed it a moment after another one', async () => {
     const sidecar = await startSidecar({ kvPort: kv.port, databaseUrl, lookIntervalMs: 600_000 });
     const client = sidecar.client();
@@ -57,13 +69,7 @@ describe.each(kvKinds)('with %s,', (kind) => {
       stream.epoch,
     ]);
     const reading = client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
-    const watcher = await session();
-    await eventually('its own notice waits for the other one', async () => {
-      const { rows } = await watcher.query(
-        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%raise_epoch%'",
-      );
-      return rows.length > 0;
-    });
+    const watcher = await raiseWaits();
     // So that it does not hear of it in the same instant.
     await watcher.query(
       "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'LISTEN holdfast' AND datname = current_database()",
@@ -71,6 +77,31 @@ describe.each(kvKinds)('with %s,', (kind) => {
     await other.query('COMMIT');
     await sidecar.recovery.look();
     expect(idsIn(await reading)).toEqual([id]);
+  });
+
+  test('a loss that is noticed while an outage begins is not passed over', async () => {
+    const sidecar = await startSidecar({ kvPort: kv.port, databaseUrl, lookIntervalMs: 600_000 });
+    const client = sidecar.client();
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    const id = (await client.xadd('s', '*', 'n', '1'))!;
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual([id]);
+    expect(await client.xack('s', 'g', id)).toBe(1);
+    await sidecar.ledger.acknowledgements.flush();
+    await sidecar.recovery.look();
+    const stream = sidecar.ledger.streams.find(0, Buffer.from('s'))!;
+    await clientOf(kv.port).xgroup('SETID', 's', 'g', '0');
+    const other = await session();
+    await other.query('BEGIN');
+    await other.query("SELECT holdfast.raise_epoch($1, $2, 'outage', 'another one lost its connection', NULL)", [
+      stream.streamId,
+      stream.epoch,
+    ]);
+    sidecar.recovery.upstreamLost();
+    const reading = client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 1000, 'STREAMS', 's', '>');
+    await raiseWaits();
+    await other.query('COMMIT');
+    expect(await reading).toBeNull();
+    expect(sidecar.recovery.status().restoresTotal).toBe(1);
   });
 
   test('who leads and whose sessions fall silent is replaced, and goes on as one of the others', async () => {
