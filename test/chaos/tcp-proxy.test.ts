@@ -139,3 +139,32 @@ test('the end of the server is the end of the client, after the last bytes', asy
   await closed;
   expect(answered).toBe('<a>bye');
 });
+
+test('a reply whose server has gone is held, too, and reaches the client with the end', async () => {
+  proxy.hold(['toClient']);
+  client.write('x');
+  await arrives('x');
+  for (const socket of atServer) socket.end();
+  await aWhile();
+  expect(answered).toBe('');
+  const closed = closeOf(client);
+  proxy.heal();
+  await comesBack('<x>');
+  client.end();
+  await closed;
+  expect(proxy.connections).toBe(0);
+});
+
+test('connections that fell silent stay so, and new ones are served', async () => {
+  proxy.silence();
+  client.write('x');
+  await aWhile();
+  expect(received).toBe('');
+  const other = await connectThrough();
+  other.write('y');
+  await comesBack('<y>');
+  proxy.heal();
+  await aWhile();
+  expect(received).toBe('y');
+  other.destroy();
+});

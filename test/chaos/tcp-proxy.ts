@@ -152,9 +152,10 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
       if (server.destroyed) links.delete(link);
     });
     server.once('close', () => {
+      // Otherwise its pipe ends the client, after the server's last bytes: not before these are let go.
+      if (!link.toClient.idle && !client.destroyed) return;
       links.delete(link);
-      // Otherwise its pipe ends the client, after the server's last bytes.
-      if (failed && link.toClient.idle) client.resetAndDestroy();
+      if (failed) client.resetAndDestroy();
     });
   });
   await new Promise<void>((resolve, reject) => {
@@ -174,6 +175,7 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
     for (const link of links) {
       link.toServer.pump();
       link.toClient.pump();
+      if (link.server.destroyed && link.toClient.idle) links.delete(link);
     }
   }
   return {
