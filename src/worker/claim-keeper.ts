@@ -11,11 +11,11 @@ import type { WorkerMetrics } from './metrics.ts';
 import type { Settlement } from './settlement.ts';
 
 const BATCH_MAX = 500;
-const WAITING_MS_MAX = 2000;
+const WAITING_MS_MAX = 1000;
 
 export interface ClaimKeeper {
   renew(): Promise<void>;
-  /** Hands back what waits for a slot since 2 s. */
+  /** Hands back what waits for a slot since 1 s. */
   offerWaiting(): void;
   /** Gives everything up: another worker may be active on the ordered stream now. */
   dropAll(): void;

@@ -11,12 +11,14 @@
  * Invariants:
  *  - What is done to an entry in the name of this worker (acknowledge, renew, move) is done by a script that looks first
  *    whether the entry is still this worker's: who lost a claim can do nothing any more.
- *  - Claims from others carry the idle time that justified them, so that of two claimers one wins.
+ *  - Claims from the dead carry the idle time that justified them, so that of two claimers one wins. What is due is looked
+ *    for and claimed by one script: there is no race to lose, and what has waited longest goes first.
  *  - JUSTID everywhere: the delivery count is the history of attempts (`retry-policy.ts`) and only `move` and `takeOver`
  *    write it.
  *
  * The retry consumer's entries wait for their time. The time is written into the idle time they are given, so that all
- * due ones, whatever their policy, have been idle for at least DUE_IDLE_MS, and the server itself picks them out.
+ * due ones, whatever their policy, have been idle for at least DUE_IDLE_MS, and the server itself picks them out. What is
+ * beyond that is how long they have been due, whoever held them meanwhile.
  */
 import type { Redis } from 'ioredis';
 import { RETRY_DELAY_MS_MAX } from './app.ts';
@@ -89,6 +91,28 @@ end
 return removed
 `);
 
+/**
+ * Claims the longest due of the retry consumer's entries. ARGV: group, retry consumer, consumer, idle time of what is due, how
+ * many to claim, how many to look at, and the ID after which the last look ended. Gives where this one ended ('-' at the end
+ * of all), then for each entry its ID, idle time, delivery count and fields. Those that were deleted are acknowledged.
+ */
+const CLAIM_DUE = createScript(`
+local due = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[4], ARGV[7], '+', ARGV[6], ARGV[2])
+local result = {#due == tonumber(ARGV[6]) and '(' .. due[#due][1] or '-'}
+table.sort(due, function(a, b) return a[3] > b[3] end)
+for i = 1, math.min(#due, tonumber(ARGV[5])) do
+  local id = due[i][1]
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, id, 'JUSTID')
+  local found = redis.call('XRANGE', KEYS[1], id, id)
+  if #found == 1 then
+    result[#result + 1] = {id, due[i][3], due[i][4], found[1][2]}
+  else
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+  end
+end
+return result
+`);
+
 /** ARGV: group, consumer, ID, then fields and values of the report. KEYS: stream, dead letters. Gives 1 when it was done. */
 const BURY = createScript(`
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
@@ -103,6 +127,8 @@ export interface Delivery extends History {
   readonly id: string;
   /** Field, value, field, value, … */
   readonly fields: readonly string[];
+  /** How long ago its time had come, ms; 0 for one that is new. */
+  readonly overdueMs: number;
 }
 
 export interface GroupInfo {
@@ -133,15 +159,15 @@ export interface Group {
   acknowledge(ids: readonly string[]): Promise<string[]>;
   /** Gives those that are no longer this worker's, with their owner; `''`: nobody's, they are not pending. */
   renew(ids: readonly string[]): Promise<Map<string, string>>;
-  /** To the retry consumer, due in `delayMs`. Gives the IDs that were no longer this worker's. */
+  /** To the retry consumer, due in `delayMs`; negative: since then. Gives the IDs that were no longer this worker's. */
   postpone(items: readonly (History & { id: string; delayMs: number })[]): Promise<string[]>;
   /** Writes a new history and keeps the claim. Gives the IDs that were no longer this worker's. */
   rewrite(items: readonly (History & { id: string })[]): Promise<string[]>;
-  /** Takes entries whose time has come from the retry consumer. */
+  /** Takes entries whose time has come from the retry consumer, the longest due of those it looked at. */
   claimDue(count: number): Promise<Delivery[]>;
   /**
    * Moves what was claimed longer than `deadAfterMs` ago by any worker, and is not `held` by this one, to the retry
-   * consumer, due at once. Gives their histories.
+   * consumer, due since that claim. Gives their histories.
    */
   takeOver(deadAfterMs: number, held: (id: string) => boolean): Promise<(History & { id: string })[]>;
   /** Takes everything pending for itself, in stream order from `after` on: for the one active worker of an ordered stream. */
@@ -163,6 +189,8 @@ export interface Group {
 }
 
 const TAKEOVER_BATCH = 500;
+/** Bounds the time for which one look at what is due keeps the KV store busy to about a millisecond. */
+const DUE_LOOK_MAX = 1000;
 /** Whole fleets of workers may have died: one question after the other would take too long. */
 const OWNERS_AT_ONCE = 100;
 
@@ -205,9 +233,14 @@ export function createGroup(options: GroupOptions): Group {
   async function load(ids: readonly string[], histories: ReadonlyMap<string, History>): Promise<Delivery[]> {
     const replies = await Promise.all(ids.map((id) => commands.call('XRANGE', stream, id, id)));
     return (replies as [string, string[]][][]).flatMap((reply) =>
-      reply.map(([id, fields]) => ({ id, fields, ...(histories.get(id) ?? { attempt: 1, takeovers: 0 }) })),
+      reply.map(([id, fields]) => ({
+        ...{ id, fields, overdueMs: 0 },
+        ...(histories.get(id) ?? { attempt: 1, takeovers: 0 }),
+      })),
     );
   }
+  /** Where the next look at what is due goes on. */
+  let dueFrom = '-';
 
   return {
     stream,
@@ -225,7 +258,7 @@ export function createGroup(options: GroupOptions): Group {
         'XREADGROUP',
         ...['GROUP', name, consumer, 'COUNT', count, 'BLOCK', blockMs, 'STREAMS', stream, '>'],
       )) as [string, [string, string[]][]][] | null;
-      return reply?.[0]?.[1].map(([id, fields]) => ({ id, fields, attempt: 1, takeovers: 0 })) ?? [];
+      return reply?.[0]?.[1].map(([id, fields]) => ({ id, fields, overdueMs: 0, attempt: 1, takeovers: 0 })) ?? [];
     },
     async acknowledge(ids) {
       return (await ACKNOWLEDGE.run(commands, keys, [name, consumer, ...ids])) as string[];
@@ -242,21 +275,23 @@ export function createGroup(options: GroupOptions): Group {
       return (await MOVE.run(commands, keys, [name, consumer, consumer, ...moves])) as string[];
     },
     async claimDue(count) {
-      const due = await pendingOf(retryConsumer, DUE_IDLE_MS, count);
-      if (due.length === 0) return [];
-      const claim = ['XCLAIM', stream, name, consumer, DUE_IDLE_MS, ...due.map((entry) => entry.id), 'JUSTID'] as const;
-      const claimed = (await commands.call(...claim)) as string[];
-      return load(claimed, new Map(due.map((entry) => [entry.id, historyOf(entry.deliveries)])));
+      const args = [name, retryConsumer, consumer, DUE_IDLE_MS, count, DUE_LOOK_MAX, dueFrom];
+      const [from, ...claimed] = (await CLAIM_DUE.run(commands, keys, args)) as [string, ...ClaimedEntry[]];
+      dueFrom = from;
+      return claimed.map(([id, idleMs, deliveries, fields]) => ({
+        ...{ id, fields, overdueMs: idleMs - DUE_IDLE_MS },
+        ...historyOf(deliveries),
+      }));
     },
     async takeOver(deadAfterMs, held) {
       const taken: (History & { id: string })[] = [];
-      const claim = async ({ id, deliveries }: PendingEntry): Promise<void> => {
+      const claim = async ({ id, idleMs, deliveries }: PendingEntry): Promise<void> => {
         const before = historyOf(deliveries);
         const history = { attempt: before.attempt, takeovers: before.takeovers + 1 };
         const claimed = (await commands.call(
           'XCLAIM',
           ...[stream, name, retryConsumer, deadAfterMs, id],
-          ...['IDLE', DUE_IDLE_MS, 'RETRYCOUNT', deliveryCount(history), 'JUSTID'],
+          ...['IDLE', DUE_IDLE_MS + idleMs, 'RETRYCOUNT', deliveryCount(history), 'JUSTID'],
         )) as string[];
         if (claimed.length > 0) taken.push({ id, ...history });
       };
@@ -319,6 +354,8 @@ export function createGroup(options: GroupOptions): Group {
     },
   };
 }
+
+type ClaimedEntry = [id: string, idleMs: number, deliveries: number, fields: string[]];
 
 interface PendingEntry {
   readonly id: string;

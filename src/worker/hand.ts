@@ -16,6 +16,8 @@ export interface Hand {
   readonly size: number;
   /** Entries that want a slot, not counting those that wait for their key. */
   readonly queued: number;
+  /** Those of them that are retries or were taken over. */
+  readonly queuedAgain: number;
   /** `performance.now()` since when some do, if any. */
   readonly queuedSince: number;
   /** One of an ordered stream waits for its backoff, and with it those behind it. */
@@ -48,6 +50,7 @@ export function createHand(options: {
   const { stream, order, dispatcher } = options;
   const held = new Map<string, Held>();
   let queued = 0;
+  let queuedAgain = 0;
   let queuedSince = performance.now();
   let resting = 0;
 
@@ -56,6 +59,7 @@ export function createHand(options: {
     entry.queued = value;
     if (value && queued === 0) queuedSince = performance.now();
     queued += value ? 1 : -1;
+    if (entry.again) queuedAgain += value ? 1 : -1;
   }
   function setState(entry: Held, state: HeldState): void {
     if (entry.state === 'resting') resting -= 1;
@@ -76,6 +80,9 @@ export function createHand(options: {
     get queued() {
       return queued;
     },
+    get queuedAgain() {
+      return queuedAgain;
+    },
     get queuedSince() {
       return queuedSince;
     },
@@ -85,7 +92,7 @@ export function createHand(options: {
     has: (id) => held.has(id),
     get: (id) => held.get(id),
     entries: () => [...held.values()],
-    take({ id, fields: flat, attempt, takeovers }) {
+    take({ id, fields: flat, overdueMs, attempt, takeovers }) {
       const now = performance.now();
       const fields = fieldsOf(flat);
       const entry: Held = {
@@ -103,6 +110,8 @@ export function createHand(options: {
         interrupted: false,
         state: 'waiting',
         queued: false,
+        again: overdueMs > 0 || attempt > 1,
+        dueAt: now - overdueMs,
         waitingSince: now,
         renewedAt: now,
         claim: 'here',

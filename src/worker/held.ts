@@ -36,8 +36,12 @@ export interface Held {
   /** A shutdown or a lost claim cut it off: no failure of its own. */
   interrupted: boolean;
   state: HeldState;
+  /** It came from the retry consumer. */
+  readonly again: boolean;
   /** It counts as one that wants a slot. */
   queued: boolean;
+  /** `performance.now()` since when it could have been handled, whoever held it meanwhile. */
+  readonly dueAt: number;
   /** `performance.now()` when it began to wait. */
   waitingSince: number;
   /** `performance.now()` when the claim was last known to be fresh. */

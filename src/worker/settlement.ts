@@ -33,7 +33,7 @@ export interface Settlement {
   /** The handler whose turn it was has ended. */
   onOutcome(entry: Held, outcome: CallOutcome): void;
   acknowledge(entry: Held): void;
-  /** For another worker, without an attempt counted. */
+  /** For another worker, without an attempt counted, and due since it first was. */
   handBack(entry: Held): void;
   failForGood(entry: Held, task: string, errorMessage: string, attempts: number): void;
   /** True, once, for an entry that was handled here with success and could not be acknowledged, its claim being lost. */
@@ -136,7 +136,7 @@ export function createSettlement(options: SettlementOptions): Settlement {
   }
   function handBack(entry: Held): void {
     hand.settle(entry);
-    postponements.add({ entry, delayMs: 0, failed: false });
+    postponements.add({ entry, delayMs: Math.min(0, Math.round(entry.dueAt - performance.now())), failed: false });
   }
   function failForGood(entry: Held, task: string, errorMessage: string, attempts: number): void {
     hand.settle(entry);

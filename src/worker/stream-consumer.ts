@@ -35,6 +35,10 @@ import { createStreamWatch, type StreamFigures } from './stream-watch.ts';
 const BLOCK_MS = 2000;
 const DUE_POLL_MS = 250;
 const DUE_POLL_MS_MAX = 1000;
+/** Retries in hand that wait for a slot: what keeps one handler's from hiding those of all others. */
+const QUEUED_AGAIN_MAX = 256;
+/** Of so many turns, while something is due, one is for new entries. */
+const TURNS = 4;
 const BATCH_MAX = 500;
 /** Entries are taken in for so long in advance, and for as long as the store takes to answer. */
 const READ_AHEAD_MS = 25;
@@ -111,7 +115,6 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
 
   let stopping = false;
   let stopped = false;
-  let reading = false;
   let lastReadAt = performance.now();
   let dueHint = false;
   let recoveryNeeded = false;
@@ -131,8 +134,17 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     if (wanted < Math.max(1, ahead / 2)) return 0;
     return order === undefined ? wanted : Math.min(wanted, ORDERED_HELD_MAX - hand.size);
   }
+  /**
+   * How many due entries to take in now: where a slot is free they are not kept out by what waits for others, such as new entries
+   * of a handler that is blocked.
+   */
+  function roomForDue(): number {
+    const { free } = options.dispatcher();
+    if (free === 0 || settlement.size > SETTLING_MAX) return room();
+    return Math.max(room(), Math.min(free, QUEUED_AGAIN_MAX - hand.queuedAgain));
+  }
   function wake(): void {
-    if (roomBell.awaited && room() > 0) roomBell.ring();
+    if (roomBell.awaited && (room() > 0 || (dueHint && roomForDue() > 0))) roomBell.ring();
   }
   /** Entries are due now, by this worker's own doing: nobody has to look for them. */
   function noteDue(): void {
@@ -165,7 +177,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   }
 
   async function readLoop(): Promise<void> {
-    let claimedLast = false;
+    let turns = 0;
     let pauseMs = RETRY_PAUSE_MS;
     while (!stopping) {
       if (!isActive()) {
@@ -173,7 +185,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         await pause(DUE_POLL_MS);
         continue;
       }
-      if (room() <= 0) {
+      if (room() <= 0 && !(dueHint && roomForDue() > 0)) {
         lastReadAt = performance.now();
         await roomBell.wait(DUE_POLL_MS);
         continue;
@@ -182,13 +194,9 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         if (order !== undefined) await adoptAll();
         else if (recoveryNeeded) await exclusively(recoverOwn);
         recoveryNeeded = false;
-        if (dueHint && !claimedLast) {
-          claimedLast = true;
-          await claimPass();
-          continue;
-        }
-        claimedLast = false;
-        await readOnce();
+        turns += 1;
+        if (dueHint && turns % TURNS !== 0) await claimPass();
+        else await readOnce();
         pauseMs = RETRY_PAUSE_MS;
       } catch (error) {
         if (stopping) return;
@@ -204,14 +212,9 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     if (count <= 0) return;
     // An ordered stream must not be read by one that lost its turn meanwhile.
     const blockMs = order === undefined ? BLOCK_MS : Math.min(BLOCK_MS, app.heartbeatMs);
-    reading = true;
-    try {
-      const deliveries = await group.read(count, blockMs);
-      lastReadAt = performance.now();
-      await intake(deliveries);
-    } finally {
-      reading = false;
-    }
+    const deliveries = await group.read(count, blockMs);
+    lastReadAt = performance.now();
+    await intake(deliveries);
   }
 
   /** What the server gave to this worker in a reply that never arrived goes back to all workers. */
@@ -239,10 +242,12 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
 
   async function claimPass(): Promise<void> {
     await exclusively(async () => {
-      const count = room();
+      const count = Math.min(roomForDue(), BATCH_MAX);
       if (count <= 0) return;
-      const deliveries = await group.claimDue(Math.min(count, BATCH_MAX));
-      dueHint = deliveries.length > 0;
+      const deliveries = await group.claimDue(count);
+      // Others that are due have been left for the next time.
+      dueHint = deliveries.length >= count;
+      lastReadAt = performance.now();
       await intake(deliveries);
     });
   }
@@ -256,12 +261,12 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
       let startedAt = performance.now();
       try {
         // While the reader waits for room it takes turns itself between new entries and due ones.
-        if (room() <= 0 || !reading) dueHint ||= await group.hasDue();
+        if (roomForDue() <= 0) dueHint ||= await group.hasDue();
         else {
           do {
             startedAt = performance.now();
             await claimPass();
-          } while (dueHint && room() > 0 && !stopping);
+          } while (dueHint && roomForDue() > 0 && !stopping);
         }
       } catch (error) {
         dueHint = false;

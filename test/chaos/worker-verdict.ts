@@ -22,7 +22,9 @@ export interface Verdict {
   readonly retryLatenessMs: { readonly p50: number; readonly p99: number; readonly max: number };
   /** Longest time in which no handler began or ended while there was work, less the time without KV store or workers. */
   readonly longestSilenceMs: number;
-  /** Broken promises, each in words; none is a pass. */
+  /** Broken promises: how many of each kind; none is a pass. */
+  readonly findingCounts: Readonly<Record<string, number>>;
+  /** The first of them in words. */
   readonly findings: readonly string[];
 }
 
@@ -44,7 +46,9 @@ export function judge(
   deadLetters: ReadonlyMap<string, number[]>,
 ): Verdict {
   const findings: string[] = [];
-  const find = (text: string): void => {
+  const findingCounts: Record<string, number> = {};
+  const find = (kind: string, text: string): void => {
+    findingCounts[kind] = (findingCounts[kind] ?? 0) + 1;
     if (findings.length < FINDINGS_MAX) findings.push(text);
   };
   let succeeded = 0;
@@ -61,35 +65,40 @@ export function judge(
     duplicates += Math.max(0, oks.length - 1);
     if (expected !== undefined) {
       succeeded += 1;
-      if (oks.length === 0) find(`${id}: never succeeded, noted ${JSON.stringify(own)}`);
-      if (reports.length > 0) find(`${id}: reported as failed for good, though attempt ${expected} succeeds`);
+      if (oks.length === 0) find('no success', `${id}: never succeeded, noted ${JSON.stringify(own)}`);
+      if (reports.length > 0)
+        find('false report', `${id}: reported as failed for good, though attempt ${expected} succeeds`);
     } else {
       permanentlyFailed += 1;
-      if (oks.length > 0) find(`${id}: succeeded, though no attempt does`);
-      if (reports.length !== 1) find(`${id}: ${reports.length} reports of its permanent failure`);
+      if (oks.length > 0) find('false success', `${id}: succeeded, though no attempt does`);
+      if (reports.length !== 1) find('count of reports', `${id}: ${reports.length} reports of its permanent failure`);
       if (reports[0] !== undefined && reports[0] !== attempts)
-        find(`${id}: reported with ${reports[0]} attempts, not ${attempts}`);
+        find('attempts in report', `${id}: reported with ${reports[0]} attempts, not ${attempts}`);
     }
     const begun = new Set(own.filter((note) => note.what === 'begin').map((note) => note.attempt));
     for (let attempt = 1; attempt <= attempts; attempt += 1) {
       if (!begun.has(attempt))
-        find(`${id}: attempt ${attempt} of ${attempts} was never made, noted ${JSON.stringify(own)}`);
+        find(
+          'missing attempt',
+          `${id}: attempt ${attempt} of ${attempts} was never made, noted ${JSON.stringify(own)}`,
+        );
     }
     if (Math.max(0, ...begun) > attempts)
-      find(`${id}: attempt ${Math.max(...begun)} was made, the policy says ${attempts}`);
+      find('attempt too many', `${id}: attempt ${Math.max(...begun)} was made, the policy says ${attempts}`);
     for (const [attempt, late] of retriesOf(options.seed, event, own)) {
       const lateMs = withoutOutages(late.due, late.at, outages);
       lateness.push(lateMs);
       if (options.judgeStalls && lateMs > STALL_MS)
-        find(`${id}: attempt ${attempt} began ${Math.round(lateMs)} ms after it was due, less outages`);
+        find('late retry', `${id}: attempt ${attempt} began ${Math.round(lateMs)} ms after it was due, less outages`);
     }
   }
-  for (const [id, reports] of deadLetters) if (reports.length > 1) find(`${id}: reported ${reports.length} times`);
+  for (const [id, reports] of deadLetters)
+    if (reports.length > 1) find('count of reports', `${id}: reported ${reports.length} times`);
   lateness.sort((a, b) => a - b);
   const at = (share: number): number => Math.round(lateness[Math.floor((lateness.length - 1) * share)] ?? 0);
   const longestSilenceMs = longestSilence(notes, addedAt, outages);
   if (options.judgeStalls && longestSilenceMs > STALL_MS)
-    find(`nothing happened for ${longestSilenceMs} ms while there was work`);
+    find('silence', `nothing happened for ${longestSilenceMs} ms while there was work`);
   return {
     added: added.size,
     succeeded,
@@ -97,6 +106,7 @@ export function judge(
     duplicates,
     retryLatenessMs: { p50: at(0.5), p99: at(0.99), max: at(1) },
     longestSilenceMs,
+    findingCounts,
     findings,
   };
 }

@@ -26,6 +26,8 @@ function waiting(id: string, attempt: number): Held {
     interrupted: false,
     state: 'waiting',
     queued: true,
+    again: attempt > 1,
+    dueAt: 0,
     waitingSince: 0,
     renewedAt: 0,
     claim: 'here',
