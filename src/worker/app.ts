@@ -109,9 +109,9 @@ export interface AppDefinition<Event> {
   readonly threads?: number;
   /** Old-generation heap of one thread: what leaks more ends its thread, and nothing else. Default 256. */
   readonly threadMemoryMb?: number;
-  /** How often a worker renews the claim on what it holds. Default 1000. */
+  /** How often a worker renews the claim on what it holds. Default 500. */
   readonly heartbeatMs?: number;
-  /** An entry whose claim was not renewed for this long belongs to a dead worker. At least twice `heartbeatMs`. Default 3000. */
+  /** An entry whose claim was not renewed for this long belongs to a dead worker. At least twice `heartbeatMs`. Default 2000. */
   readonly deadAfterMs?: number;
   /** Remove entries that every group of the stream has acknowledged. Default true. */
   readonly trim?: boolean;
@@ -267,7 +267,7 @@ function check(definition: AppDefinition<never>): void {
   let wrong = isApp(definition);
   if (wrong === undefined && definition.streams === undefined) wrong = '.streams: is missing';
   if (wrong === undefined && definition.handlers === undefined) wrong = '.handlers: is missing';
-  if (wrong === undefined && (definition.deadAfterMs ?? 3000) < 2 * (definition.heartbeatMs ?? 1000)) {
+  if (wrong === undefined && (definition.deadAfterMs ?? 2000) < 2 * (definition.heartbeatMs ?? 500)) {
     wrong = '.deadAfterMs: must be at least twice heartbeatMs';
   }
   if (wrong !== undefined) throw new HoldfastError('CONFIG', wrong.startsWith('.') ? wrong.slice(1) : `app: ${wrong}`);
@@ -315,8 +315,8 @@ export function defineApp<Event = Fields>(definition: AppDefinition<Event>): App
     concurrency: definition.concurrency ?? 16,
     threads: definition.threads ?? availableParallelism(),
     threadMemoryMb: definition.threadMemoryMb ?? 256,
-    heartbeatMs: definition.heartbeatMs ?? 1000,
-    deadAfterMs: definition.deadAfterMs ?? 3000,
+    heartbeatMs: definition.heartbeatMs ?? 500,
+    deadAfterMs: definition.deadAfterMs ?? 2000,
     trim: definition.trim ?? true,
     deadLetterStream: definition.deadLetterStream ?? ((stream) => `${stream}:dead`),
     failureFields: definition.failureFields,

@@ -299,7 +299,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         await onError('taking over failed', error);
       }
       if (taken === 0) {
-        await pause(app.heartbeatMs / 2);
+        await pause(app.deadAfterMs / 4);
         continue;
       }
       metrics.takeovers.inc(labels, taken);

@@ -10,8 +10,8 @@ test('an app has every default filled in', () => {
     group: 'task-queue-group',
     startId: '0',
     retry: { attempts: 5, baseMs: 1000, maxMs: 3_600_000, jitter: 0.1 },
-    heartbeatMs: 1000,
-    deadAfterMs: 3000,
+    heartbeatMs: 500,
+    deadAfterMs: 2000,
     trim: true,
   });
   expect(app.handlers.get('one')).toMatchObject({ run: 'thread', timeoutMs: 10_000 });
@@ -53,7 +53,7 @@ const WRONG: [string, unknown, string][] = [
   ['no attempts', { streams: 's', handlers: { a: { handle, retry: { attempts: 0 } } } }, 'handlers.a.retry.attempts:'],
   ['half a rate', { streams: 's', handlers: { a: { handle, rateLimit: { max: 1 } } } }, 'handlers.a.rateLimit: needs'],
   ['a timer beyond setTimeout', { streams: 's', handlers: { a: handle }, timeoutMs: 2 ** 31 }, 'timeoutMs: must be'],
-  ['too few heartbeats', { streams: 's', handlers: { a: handle }, deadAfterMs: 1500 }, 'deadAfterMs: must be at least'],
+  ['too few heartbeats', { streams: 's', handlers: { a: handle }, deadAfterMs: 900 }, 'deadAfterMs: must be at least'],
   [
     'dead letters into itself',
     { streams: 's', handlers: { a: handle }, deadLetterStream: () => 's' },
