@@ -132,6 +132,50 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     expect(claimers.flat().every((entry) => entry.attempt === 2)).toBe(true);
   });
 
+  test('for what is due go to what has been due longest, wherever it stands in the stream, and drop what was deleted', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const owner = hands(redis, 'owner');
+    await owner.ensure();
+    const ids = await addAll(
+      redis,
+      'events',
+      Array.from({ length: 5 }, (_, n) => ({ n: String(n) })),
+    );
+    await owner.read(5, 1);
+    const delays = [-100, -5000, -60_000, -200, -20_000];
+    await owner.postpone(ids.map((id, n) => ({ id, delayMs: delays[n]!, attempt: 2, takeovers: 0 })));
+    await redis.xdel('events', ids[4]!);
+    // The deleted one is one of the three that are claimed.
+    const first = await owner.claimDue(3);
+    expect(first).toMatchObject([
+      { id: ids[2], fields: ['n', '2'] },
+      { id: ids[1], fields: ['n', '1'] },
+    ]);
+    expect(first.map((entry) => Math.floor(entry.overdueMs / 1000))).toEqual([60, 5]);
+    expect((await owner.claimDue(3)).map((entry) => entry.id)).toEqual([ids[3], ids[0]]);
+    expect((await pendingOf(redis, 'events')).map((entry) => entry.id)).toEqual(ids.slice(0, 4));
+  });
+
+  test('for what is due reach all of it, also beyond what one look goes through', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const owner = hands(redis, 'owner');
+    await owner.ensure();
+    const ids = await addAll(
+      redis,
+      'events',
+      Array.from({ length: 2500 }, (_, n) => ({ n: String(n) })),
+    );
+    await owner.read(2500, 1);
+    await owner.postpone(ids.map((id) => ({ id, delayMs: -100, attempt: 2, takeovers: 0 })));
+    const looked: string[] = [];
+    for (let look = 0; look < 3; look += 1) looked.push(...(await owner.claimDue(10)).map((entry) => entry.id));
+    // A thousand at a time: the last look begins where the others have not been.
+    const [early, middle, late] = [ids.slice(0, 1000), ids.slice(1000, 2000), ids.slice(2000)];
+    expect([early, middle, late].map((part) => looked.filter((id) => part.includes(id)).length)).toEqual([10, 10, 10]);
+  });
+
   test('wait out their delay', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);

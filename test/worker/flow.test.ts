@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import { defineApp } from '../../src/worker/app.ts';
+import { defineApp, RETRY_DELAY_MS_MAX } from '../../src/worker/app.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import fragile from './apps/fragile.ts';
 import { addAll, client, drained, pendingOf, runWorker, until } from './worker-harness.ts';
@@ -51,6 +51,88 @@ describe('order by key', () => {
       expect(firsts).toEqual([...firsts].sort((a, b) => a - b));
       expect(firsts).toHaveLength(50);
     }
+  });
+});
+
+describe('a handler that is blocked', () => {
+  const blocked = (started: string[], release: Promise<void>) =>
+    defineApp({
+      streams: 'events',
+      concurrency: 8,
+      heartbeatMs: 200,
+      deadAfterMs: 1000,
+      retry: { baseMs: 100, jitter: 0 },
+      route: (event) => event.task!,
+      handlers: {
+        stuck: {
+          run: 'in-process',
+          concurrency: 1,
+          async handle(event) {
+            started.push(`stuck ${event.n}`);
+            await release;
+          },
+        },
+        failing: {
+          run: 'in-process',
+          handle(event, { attempt }) {
+            started.push(`failing ${event.n} ${attempt}`);
+            if (attempt < 3) throw new Error('not yet');
+          },
+        },
+      },
+    });
+
+  test('does not keep back the retries of others, however many of its own entries wait', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const started: string[] = [];
+    let release = (): void => {};
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    await addAll(redis, 'events', [
+      { task: 'failing', n: '1' },
+      ...Array.from({ length: 400 }, (_, n) => ({ task: 'stuck', n: String(n) })),
+    ]);
+    await runWorker(blocked(started, released), { kv: kv.url });
+    await until('the last attempt', () => started.includes('failing 1 3'), 5000);
+    expect(started.filter((line) => line.startsWith('stuck'))).toHaveLength(1);
+    release();
+    await until('all done', () => drained(redis, 'events'));
+  });
+
+  test('has what waits for it offered to other workers, as old as it is', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const started: string[] = [];
+    let release = (): void => {};
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    await addAll(
+      redis,
+      'events',
+      Array.from({ length: 3 }, (_, n) => ({ task: 'stuck', n: String(n) })),
+    );
+    const began = Date.now();
+    await runWorker(blocked(started, released), { kv: kv.url });
+    await until(
+      'one runs, two wait',
+      async () => started.length === 1 && (await pendingOf(redis, 'events')).length === 3,
+    );
+    // Another worker is there, and has no slot either.
+    await redis.call('XGROUP', 'CREATECONSUMER', 'events', 'events-group', 'other');
+    const waiting = async () =>
+      (await pendingOf(redis, 'events')).filter((entry) => entry.consumer === 'events-group:retry');
+    await until('the others are offered', async () => (await waiting()).length === 2, 6000);
+    const heldMs = Date.now() - began;
+    for (const entry of await waiting()) {
+      const overdueMs = entry.idleMs - 2 * RETRY_DELAY_MS_MAX;
+      expect(overdueMs).toBeGreaterThan(900);
+      expect(overdueMs).toBeLessThan(heldMs + 1000);
+    }
+    release();
+    await until('all done', () => drained(redis, 'events'));
   });
 });
 
