@@ -17,8 +17,10 @@
  *
  * Cost matters: the header runs with every call of the script. What runs each time is the first few statements; the rest
  * is closures that most scripts never enter. Commands that the script names in quotes and that have their one key first
- * are prefixed at once.
+ * are prefixed at once. Where the text shows that the script calls no others (lua-calls.ts), the header has no rules for
+ * them and is a tenth as long, which EVAL is spared with each call.
  */
+import { calledCommands } from './lua-calls.ts';
 import { LUA_OTHERS, LUA_SIMPLE, SIMPLE_COMMANDS } from './lua-rules.ts';
 
 /** How the prefix travels: with shared keys before it, or alone. */
@@ -73,14 +75,27 @@ export const REFUSED_IN_SCRIPTS = 'is not available to scripts in a scope';
  * source and line of whoever raises into the error; here they are kept from being written. Line 0 stands for a call in
  * tail position (`return redis.call(…)`), which leaves no line behind.
  */
-const GENERAL = `
-local function $g(c,k,...)
+const RAISE = `
  if c==$r then
   local _,w=pcall(error,'',4)
   error(setmetatable({err=k.err},{
    __index={source='@CHUNK',line=tonumber(string.match(w,':(%d+):')) or 0,ignore_error_stats_update=k.ignore_error_stats_update},
    __newindex=function() end}))
- end
+ end`;
+
+/** The same for a script that is known to call simple commands only, for calls whose key is no string. */
+function simpleOnly(names: readonly string[], shared: boolean): string {
+  return `${namesTable(names)}
+local function $g(c,k,...)${RAISE}
+ if not ${isNamed(names)} then return {err="NOPERM '"..tostring(c).."' ${REFUSED_IN_SCRIPTS}"} end
+ if k==nil and select('#',...)==0 then return $p(c) end
+ if $t(k)=='number' then k=string.format('%.17g',k) k=${physical('k', shared)} end
+ return $p(c,k,...)
+end`;
+}
+
+const GENERAL = `
+local function $g(c,k,...)${RAISE}
  local a,n={c,k,...},2+select('#',...)
  if n==2 and k==nil then n=1 end
  if $t(c)~='string' then return $p(unpack(a,1,n)) end
@@ -270,20 +285,27 @@ function hiding(source: string, { unknownGlobals }: WrapperShape): string[] {
   ];
 }
 
-/** Definitions of `$c` (call) and, where it is wanted, `$q` (pcall); they use `$P`, `$S` and the function above. */
-function callFunctions(source: string, shared: boolean, pcall: boolean): string {
-  const names = namedCommands(source);
-  const table = names.length > COMPARED_NAMES_MAX ? `local $f={${names.map((name) => `['${name}']=1`).join(',')}}` : '';
+/** What `isNamed` looks many names up in. */
+function namesTable(names: readonly string[]): string {
+  return names.length > COMPARED_NAMES_MAX ? `local $f={${names.map((name) => `['${name}']=1`).join(',')}}` : '';
+}
+
+function physical(key: string, shared: boolean): string {
+  return shared ? `$S[${key}] and ${key} or $P..${key}` : `$P..${key}`;
+}
+
+/** Definitions of `$c` (call) and, where it is wanted, `$q` (pcall); they use `$P`, `$S`, `$f` and the function above. */
+function callFunctions(names: readonly string[], shared: boolean, pcall: boolean): string {
   const simple = `if ${isNamed(names)} and $t(k)=='string' then`;
-  const physical = shared ? '$S[k] and k or $P..k' : '$P..k';
-  return oneLine(`${table}
+  const key = physical('k', shared);
+  return oneLine(`
     local function $c(c,k,...)
      local r
-     ${simple} r=$p(c,${physical},...) else r=$g(c,k,...) end
+     ${simple} r=$p(c,${key},...) else r=$g(c,k,...) end
      if $t(r)=='table' and r.err then $g($r,r) end
      return r
     end
-    ${pcall ? `local function $q(c,k,...) ${simple} return $p(c,${physical},...) end return $g(c,k,...) end` : ''}`);
+    ${pcall ? `local function $q(c,k,...) ${simple} return $p(c,${key},...) end return $g(c,k,...) end` : ''}`);
 }
 
 /** Lua that takes the prefix from the end of `args` (and the shared keys: their number before it, and before that they). */
@@ -303,10 +325,14 @@ function bareKeys(keys: string, shared: boolean): string {
 
 /** The functions by which a script or library speaks to the server. */
 function callers(source: string, chunk: string, { shared }: WrapperShape, pcall: boolean): string[] {
-  return [
-    oneLine((shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub')).replace('CHUNK', chunk)),
-    callFunctions(source, shared, pcall),
-  ];
+  const called = calledCommands(source, API_FIELDS);
+  if (called !== undefined && [...called].every((name) => SIMPLE_COMMANDS.has(name.toLowerCase()))) {
+    const names = [...called];
+    return [oneLine(simpleOnly(names, shared).replace('CHUNK', chunk)), callFunctions(names, shared, pcall)];
+  }
+  const names = namedCommands(source);
+  const general = shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub');
+  return [oneLine(`${namesTable(names)}${general.replace('CHUNK', chunk)}`), callFunctions(names, shared, pcall)];
 }
 
 function mentionedFields(source: string): string[] {
