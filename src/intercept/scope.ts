@@ -17,7 +17,7 @@ import type { Exchange, Interceptor } from './interceptor.ts';
 import { callFunction, deleteLibrary, flushLibraries, listLibraries, loadLibrary } from './scope-functions.ts';
 import { countKeys, flushDatabase, flushDatabases, type LedgeredStreams, randomKey } from './scope-keyspace.ts';
 import { flushScripts, loadScript, runScript, scriptsExist, showScript } from './scope-scripts.ts';
-import { EVALSHA, glanceAtScript } from './sent-scripts.ts';
+import { glanceAtScript, SENT_SCRIPTS } from './sent-scripts.ts';
 
 /** One request in a scope, as the handlers of special commands get it. */
 export interface ScopedExchange {
@@ -107,11 +107,11 @@ export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStr
       sessions: 'scoped',
       handles(command) {
         const rule = scopeRule(command);
-        return !EVALSHA.includes(command?.name ?? '') && (rule.kind !== 'plain' || rule.reply !== 'none');
+        return !SENT_SCRIPTS.includes(command?.name ?? '') && (rule.kind !== 'plain' || rule.reply !== 'none');
       },
       request,
     },
-    ...EVALSHA.map(
+    ...SENT_SCRIPTS.map(
       (name): Interceptor => ({
         name: `scope of ${name}`,
         sessions: 'scoped',

@@ -1,7 +1,7 @@
 /**
- * EVALSHA in a scope, for scripts that are known: sent as a plain request is, with the wrapped script's SHA1 in place of
- * the client's, its keys prefixed and the prefix behind its arguments. Only errors are looked at. Everything else about
- * scripts is an exchange (scope-scripts.ts).
+ * EVAL and EVALSHA in a scope, for scripts that are known: sent as a plain request is, with the wrapped script, or its SHA1,
+ * in place of the client's, its keys prefixed and the prefix behind its arguments. Only errors are looked at. Everything else
+ * about scripts is an exchange (scope-scripts.ts).
  */
 import * as encode from '../resp/encode.ts';
 import { isError } from '../scope/rewrite-reply.ts';
@@ -9,15 +9,17 @@ import { rewriteRequest } from '../scope/rewrite-request.ts';
 import { scopeRule } from '../scope/rules.ts';
 import type { Scope } from '../scope/scope.ts';
 import { ScopedSession } from '../scope/scoped-session.ts';
-import type { ScriptRegistry, WrappedScript } from '../scope/script-registry.ts';
+import { type ScriptRegistry, sha1, type WrappedScript } from '../scope/script-registry.ts';
 import { EXCHANGE, type Glance, type SentForm, type SessionView } from './interceptor.ts';
 import { scriptError } from './scope-scripts.ts';
 
-export const EVALSHA: readonly string[] = ['evalsha', 'evalsha_ro'];
+export const SENT_SCRIPTS: readonly string[] = ['eval', 'eval_ro', 'evalsha', 'evalsha_ro'];
 
-/** EVALSHA, the SHA1 and the number of keys stand before the keys. */
+/** The command, the script or its SHA1 and the number of keys stand before the keys. */
 const FIRST_KEY = 3;
 const SHA_BYTES = 40;
+/** A short request must not become one so long that many of them, read at once, are more than a lane may have waiting. */
+const TEXT_BYTES_MAX = 2048;
 const ZERO = 48;
 
 interface ScriptForm extends SentForm {
@@ -31,6 +33,7 @@ interface ScriptForm extends SentForm {
 export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
   /** Of a session: what it ran last, for the same request comes many times. */
   const latest = Symbol(name);
+  const bySha = name.startsWith('evalsha');
   let marked: ScriptForm | undefined;
 
   function formFor(
@@ -43,11 +46,9 @@ export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
     const last = session.state.get(latest) as ScriptForm | undefined;
     if (last?.script === script && last.scope === scope && last.argc === argc && last.keyCount === keyCount)
       return last;
+    const sent = bySha ? Buffer.from(script.plain.sha) : script.plain.text;
     const form = {
-      head: Buffer.from(
-        `*${argc + 1}\r\n$${name.length}\r\n${name}\r\n$${SHA_BYTES}\r\n${script.plain.sha}\r\n`,
-        'latin1',
-      ),
+      head: Buffer.concat([Buffer.from(`*${argc + 1}\r\n$${name.length}\r\n${name}\r\n`), encode.bulk(sent)]),
       argumentsFrom: 2,
       tail: encode.bulk(scope.prefix),
       keys: { first: FIRST_KEY, last: FIRST_KEY + keyCount - 1, step: 1 },
@@ -60,6 +61,21 @@ export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
     return form;
   }
 
+  /** What the request's first argument names, among the session's own that nobody has to be asked for. */
+  function named(
+    session: SessionView,
+    owner: string,
+    buffer: Buffer,
+    from: number,
+    to: number,
+  ): WrappedScript | undefined {
+    if (bySha) return to - from === SHA_BYTES ? scripts.known(owner, buffer.toString('latin1', from, to)) : undefined;
+    const last = (session.state.get(latest) as ScriptForm | undefined)?.script;
+    const isLast = last?.body.length === to - from && last.body.compare(buffer, from, to) === 0;
+    const script = scripts.known(owner, isLast ? last.sha : sha1(buffer.subarray(from, to)));
+    return script !== undefined && script.plain.text.length <= TEXT_BYTES_MAX ? script : undefined;
+  }
+
   return {
     errorsOnly: true,
     get form() {
@@ -69,11 +85,11 @@ export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
       const { scope: scoped } = session;
       // Without a prefix there are shared keys, or no scope.
       if (prefix === undefined || argc < FIRST_KEY || !(scoped instanceof ScopedSession)) return EXCHANGE;
-      if (!scoped.identity.fenced || bounds[3]! - bounds[2]! !== SHA_BYTES) return EXCHANGE;
+      if (!scoped.identity.fenced) return EXCHANGE;
       const keyCount = fewKeys(buffer, start + bounds[4]!, start + bounds[5]!);
       if (keyCount < 0 || keyCount > argc - FIRST_KEY) return EXCHANGE;
-      const sha = buffer.toString('latin1', start + bounds[2]!, start + bounds[3]!);
-      const script = scripts.known(scoped.identity.owner, sha);
+      const { owner } = scoped.identity;
+      const script = named(session, owner, buffer, start + bounds[2]!, start + bounds[3]!);
       if (script === undefined) return EXCHANGE;
       marked = formFor(session, script, scoped.scope, argc, keyCount);
       return 0;

@@ -57,7 +57,7 @@ function anyRequest(random: Random): string[] {
         ['GET'],
       ]);
     case 6:
-      return ['EVAL', random.pick(SCRIPTS), '1', key(), value()];
+      return [random.pick(['EVAL', 'eval', 'EVAL_RO']), random.pick(SCRIPTS), '1', key(), value()];
     case 7: {
       const keys = many(12, key);
       return ['EVALSHA', sha1(SCRIPTS[2]!), String(keys.length), ...keys, ...many(3, value)];
