@@ -11,8 +11,8 @@
  * Why there is no way around it:
  *  - The script compiles alone before it is wrapped (script-registry.ts), so it cannot close the header's block.
  *  - The header's own names do not occur in the script's text, so it cannot speak of them.
- *  - All ways from Lua to the real globals (`_G`, `getfenv`, `load`, `loadstring`, the string metatable, …) are hidden by
- *    locals of the same name. A global that Holdfast does not know is hidden too (`unknownGlobals`).
+ *  - All ways from Lua to the real globals (`_G`, `getfenv`, `load`, `loadstring`, the string metatable, …) that the script
+ *    names are hidden by locals of the same name. A global that Holdfast does not know is hidden too (`unknownGlobals`).
  *  - `redis` has only the fields listed here; `call` and `pcall` refuse what lua-rules.ts does not list.
  *
  * Cost matters: the header runs with every call of the script. What runs each time is the first few statements; the rest
@@ -46,7 +46,9 @@ export const KNOWN_GLOBALS: ReadonlySet<string> = new Set(
 );
 
 const HIDDEN_GLOBALS =
-  'getfenv,setfenv,load,loadstring,dofile,loadfile,require,module,package,debug,io,newproxy,__redis__err__handler';
+  'getfenv setfenv load loadstring dofile loadfile require module package debug io newproxy __redis__err__handler'.split(
+    ' ',
+  );
 
 /** Fields of `redis` that name no key. */
 const API_FIELDS =
@@ -254,7 +256,7 @@ function oneLine(lua: string): string {
 /** A start for the header's names that does not occur in the script. */
 function unusedName(source: string): string {
   for (let number = 0; ; number += 1) {
-    const name = `hf${number}_`;
+    const name = number === 0 ? '_' : `_${number}_`;
     if (!source.includes(name)) return name;
   }
 }
@@ -276,12 +278,12 @@ function isNamed(names: readonly string[]): string {
 
 /** Ways to the real globals, hidden behind locals of the same name. `$m` is the real `getmetatable`. */
 function hiding(source: string, { unknownGlobals }: WrapperShape): string[] {
-  const unknown = unknownGlobals.filter((name) => source.includes(name));
+  const named = [...HIDDEN_GLOBALS, ...unknownGlobals].filter((name) => source.includes(name));
   return [
     ...(source.includes('getmetatable') || source.includes('_G')
       ? ["local function getmetatable(t) if $t(t)=='table' then return $m(t) end return nil end"]
       : []),
-    `local ${[HIDDEN_GLOBALS, ...unknown].join(',')}`,
+    ...(named.length > 0 ? [`local ${named.join(',')}`] : []),
   ];
 }
 
