@@ -52,7 +52,6 @@ export interface WorkerChaosReport extends Verdict {
   /** In all, without the KV store, and without any worker that is ready. */
   readonly kvAwaySeconds: number;
   readonly workersAwaySeconds: number;
-  readonly pending: number;
 }
 
 const REPOSITORY = fileURLToPath(new URL('../../', import.meta.url));
@@ -258,7 +257,6 @@ async function run(
     kvKills,
     kvAwaySeconds: secondsOf(outages),
     workersAwaySeconds: secondsOf(presence.absences.slice(1)),
-    pending: left,
     ...judge(
       options,
       added,
@@ -266,6 +264,7 @@ async function run(
       union([...outages, ...presence.absences]),
       await readNotes(notesDirectory),
       await readDeadLetters(redis),
+      left,
     ),
   };
 }

@@ -10,7 +10,8 @@ import {
 } from './worker-outcomes.ts';
 
 const STALL_MS = 5000;
-const FINDINGS_MAX = 20;
+/** Of one kind that are told in words, so that one kind does not hide another. */
+const FINDINGS_MAX = 5;
 
 export interface Verdict {
   readonly added: number;
@@ -19,12 +20,14 @@ export interface Verdict {
   /** Handler calls that ended well beyond the first for their event. */
   readonly duplicates: number;
   /** From a failed attempt's retry being due to its beginning, less the time in between without KV store or workers. */
-  readonly retryLatenessMs: { readonly p50: number; readonly p99: number; readonly max: number };
+  readonly retryLatenessMs: Readonly<Record<'p50' | 'p90' | 'p99' | 'p999' | 'max', number>>;
+  /** Retries that these are of. */
+  readonly retries: number;
   /** Longest time in which no handler began or ended while there was work, less the time without KV store or workers. */
   readonly longestSilenceMs: number;
   /** Broken promises: how many of each kind; none is a pass. */
   readonly findingCounts: Readonly<Record<string, number>>;
-  /** The first of them in words. */
+  /** The first of each kind in words. */
   readonly findings: readonly string[];
 }
 
@@ -44,13 +47,15 @@ export function judge(
   outages: readonly Span[],
   notes: ReadonlyMap<string, Note[]>,
   deadLetters: ReadonlyMap<string, number[]>,
+  pending: number,
 ): Verdict {
   const findings: string[] = [];
   const findingCounts: Record<string, number> = {};
   const find = (kind: string, text: string): void => {
     findingCounts[kind] = (findingCounts[kind] ?? 0) + 1;
-    if (findings.length < FINDINGS_MAX) findings.push(text);
+    if (findingCounts[kind] <= FINDINGS_MAX) findings.push(`${kind}: ${text}`);
   };
+  if (pending > 0) find('pending', `${pending} entries were not done when the time was over`);
   let succeeded = 0;
   let permanentlyFailed = 0;
   let duplicates = 0;
@@ -104,7 +109,8 @@ export function judge(
     succeeded,
     permanentlyFailed,
     duplicates,
-    retryLatenessMs: { p50: at(0.5), p99: at(0.99), max: at(1) },
+    retryLatenessMs: { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: at(1) },
+    retries: lateness.length,
     longestSilenceMs,
     findingCounts,
     findings,
