@@ -165,11 +165,17 @@ export interface Group {
   rewrite(items: readonly (History & { id: string })[]): Promise<string[]>;
   /** Takes entries whose time has come from the retry consumer, the longest due of those it looked at. */
   claimDue(count: number): Promise<Delivery[]>;
+  /** Every consumer that holds something, but for the retry consumer. */
+  holders(): Promise<ConsumerInfo[]>;
   /**
-   * Moves what was claimed longer than `deadAfterMs` ago by any worker, and is not `held` by this one, to the retry
+   * Moves what was claimed longer than `deadAfterMs` ago by one of them, and is not `held` by this one, to the retry
    * consumer, due since that claim. Gives their histories.
    */
-  takeOver(deadAfterMs: number, held: (id: string) => boolean): Promise<(History & { id: string })[]>;
+  takeOver(
+    holders: readonly ConsumerInfo[],
+    deadAfterMs: number,
+    held: (id: string) => boolean,
+  ): Promise<(History & { id: string })[]>;
   /** Takes everything pending for itself, in stream order from `after` on: for the one active worker of an ordered stream. */
   adopt(
     after: string,
@@ -241,6 +247,15 @@ export function createGroup(options: GroupOptions): Group {
   }
   /** Where the next look at what is due goes on. */
   let dueFrom = '-';
+  async function look(count: number): Promise<Delivery[]> {
+    const args = [name, retryConsumer, consumer, DUE_IDLE_MS, count, DUE_LOOK_MAX, dueFrom];
+    const [from, ...claimed] = (await CLAIM_DUE.run(commands, keys, args)) as [string, ...ClaimedEntry[]];
+    dueFrom = from;
+    return claimed.map(([id, idleMs, deliveries, fields]) => ({
+      ...{ id, fields, overdueMs: idleMs - DUE_IDLE_MS },
+      ...historyOf(deliveries),
+    }));
+  }
 
   return {
     stream,
@@ -275,15 +290,17 @@ export function createGroup(options: GroupOptions): Group {
       return (await MOVE.run(commands, keys, [name, consumer, consumer, ...moves])) as string[];
     },
     async claimDue(count) {
-      const args = [name, retryConsumer, consumer, DUE_IDLE_MS, count, DUE_LOOK_MAX, dueFrom];
-      const [from, ...claimed] = (await CLAIM_DUE.run(commands, keys, args)) as [string, ...ClaimedEntry[]];
-      dueFrom = from;
-      return claimed.map(([id, idleMs, deliveries, fields]) => ({
-        ...{ id, fields, overdueMs: idleMs - DUE_IDLE_MS },
-        ...historyOf(deliveries),
-      }));
+      const begun = dueFrom;
+      const claimed = await look(count);
+      // What is left of the round was too little: the next one begins at once.
+      if (begun !== '-' && dueFrom === '-' && claimed.length < count)
+        claimed.push(...(await look(count - claimed.length)));
+      return claimed;
     },
-    async takeOver(deadAfterMs, held) {
+    async holders() {
+      return (await consumers()).filter((owner) => owner.pending > 0 && owner.name !== retryConsumer);
+    },
+    async takeOver(holders, deadAfterMs, held) {
       const taken: (History & { id: string })[] = [];
       const claim = async ({ id, idleMs, deliveries }: PendingEntry): Promise<void> => {
         const before = historyOf(deliveries);
@@ -295,9 +312,8 @@ export function createGroup(options: GroupOptions): Group {
         )) as string[];
         if (claimed.length > 0) taken.push({ id, ...history });
       };
-      const owners = (await consumers()).filter((owner) => owner.pending > 0 && owner.name !== retryConsumer);
-      for (let i = 0; i < owners.length && taken.length < TAKEOVER_BATCH; i += OWNERS_AT_ONCE) {
-        const batch = owners.slice(i, i + OWNERS_AT_ONCE);
+      for (let i = 0; i < holders.length && taken.length < TAKEOVER_BATCH; i += OWNERS_AT_ONCE) {
+        const batch = holders.slice(i, i + OWNERS_AT_ONCE);
         const stale = await Promise.all(batch.map((owner) => pendingOf(owner.name, deadAfterMs, TAKEOVER_BATCH)));
         await Promise.all(stale.flat().map((entry) => (held(entry.id) ? undefined : claim(entry))));
       }

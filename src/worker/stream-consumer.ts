@@ -232,6 +232,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     let after = '0-0';
     while (hand.size < ORDERED_HELD_MAX) {
       const { entries, last } = await group.adopt(after, BATCH_MAX, (id) => hand.has(id));
+      lastReadAt = performance.now();
       await intake(entries);
       if (last === undefined) break;
       after = last;
@@ -293,10 +294,15 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   async function takeOverLoop(): Promise<void> {
     while (!stopping) {
       let taken = 0;
+      const askedAt = performance.now();
       try {
-        taken = (await group.takeOver(app.deadAfterMs, (id) => hand.has(id))).length;
+        const holders = await group.holders();
+        // While the KV store did not answer nobody could renew a claim: those who live come first.
+        if (performance.now() - askedAt > app.heartbeatMs) await pause(2 * app.heartbeatMs);
+        else taken = (await group.takeOver(holders, app.deadAfterMs, (id) => hand.has(id))).length;
       } catch (error) {
         await onError('taking over failed', error);
+        await pause(2 * app.heartbeatMs);
       }
       if (taken === 0) {
         await pause(app.deadAfterMs / 4);

@@ -174,6 +174,9 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     // A thousand at a time: the last look begins where the others have not been.
     const [early, middle, late] = [ids.slice(0, 1000), ids.slice(1000, 2000), ids.slice(2000)];
     expect([early, middle, late].map((part) => looked.filter((id) => part.includes(id)).length)).toEqual([10, 10, 10]);
+    // One that finds too little at the end begins a new round.
+    for (let look = 0; look < 2; look += 1) expect(await owner.claimDue(10)).toHaveLength(10);
+    expect(await owner.claimDue(600)).toHaveLength(600);
   });
 
   test('wait out their delay', async () => {
@@ -191,7 +194,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     await until('the first is due', () => owner.hasDue());
     expect((await owner.claimDue(10)).map((entry) => entry.id)).toEqual([soon]);
     // Waiting is not being dead: nobody takes it over.
-    expect(await owner.takeOver(0, () => true)).toEqual([]);
+    expect(await owner.takeOver(await owner.holders(), 0, () => true)).toEqual([]);
     expect((await pendingOf(redis, 'events')).find((entry) => entry.id === late)?.consumer).toBe('events-group:retry');
   });
 
@@ -206,7 +209,9 @@ describe.each(kvKinds)('claims on %s', (kind) => {
       const [id] = await addAll(redis, 'events', [{ n: '1' }]);
       await dying.read(1, 1);
       for (let death = 1; death <= 20; death += 1) {
-        expect(await dying.takeOver(0, () => false)).toEqual([{ id, attempt: 1, takeovers: death }]);
+        expect(await dying.takeOver(await dying.holders(), 0, () => false)).toEqual([
+          { id, attempt: 1, takeovers: death },
+        ]);
         if (death < 20) expect(await dying.claimDue(1)).toMatchObject([{ id, attempt: 1, takeovers: death }]);
       }
       let calls = 0;
