@@ -88,6 +88,44 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     expect(starts).toHaveLength(1);
   });
 
+  test('are still those of workers that live when the KV store was away for longer than a dead worker is waited for', async () => {
+    const kv = await startKv(kind, { extraArgs: ['--appendonly', 'yes', '--appendfsync', 'no'] });
+    const redis = client(kv.url);
+    let away = true;
+    let starts = 0;
+    const app = defineApp({
+      streams: 'events',
+      concurrency: 8,
+      heartbeatMs: 500,
+      deadAfterMs: 1000,
+      timeoutMs: 60_000,
+      handlers: {
+        slow: {
+          run: 'in-process',
+          async handle() {
+            starts += 1;
+            while (away) await sleep(20);
+          },
+        },
+      },
+    });
+    const workers = await Promise.all([0, 1, 2].map(() => runWorker(app, { kv: kv.url })));
+    await addAll(redis, 'events', Array(24).fill({ n: '1' }));
+    await until('all run', () => starts === 24);
+    for (let outage = 0; outage < 2; outage += 1) {
+      await kv.kill9();
+      await sleep(1500);
+      await kv.restart();
+      await until('renewed', async () => (await pendingOf(redis, 'events')).every((entry) => entry.idleMs < 500));
+      await sleep(1000);
+    }
+    away = false;
+    await until('all acknowledged', () => drained(redis, 'events'));
+    expect(starts).toBe(24);
+    const takeovers = workers.map((worker) => worker.metrics.getSingleMetric('holdfast_worker_takeovers_total')!.get());
+    expect((await Promise.all(takeovers)).flatMap(({ values }) => values.map(({ value }) => value))).toEqual([0, 0, 0]);
+  });
+
   test('that were lost allow nothing any more: no acknowledgement, no retry, no report, no renewal', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
