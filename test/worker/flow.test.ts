@@ -387,6 +387,39 @@ describe('health', () => {
     expect([...reasons]).toEqual([]);
   });
 
+  test('is no matter of a reader that is busy with entries of the dead', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    let handled = 0;
+    const app = defineApp({
+      streams: 'events',
+      concurrency: 1,
+      heartbeatMs: 200,
+      deadAfterMs: 400,
+      // One is taken in at a time, and takes its time.
+      decode() {
+        const until = performance.now() + 700;
+        while (performance.now() < until);
+      },
+      route() {
+        handled += 1;
+        return [];
+      },
+      handlers: { any: { run: 'in-process', handle() {} } },
+    });
+    await redis.call('XGROUP', 'CREATE', 'events', 'events-group', '0', 'MKSTREAM');
+    await addAll(redis, 'events', Array(8).fill({ n: '1' }));
+    await redis.call('XREADGROUP', 'GROUP', 'events-group', 'dead', 'COUNT', 8, 'STREAMS', 'events', '>');
+    await sleep(500);
+    const worker = await runWorker(app, { kv: kv.url, stallAfterMs: 1800 });
+    const reasons = new Set<string>();
+    await until('all handled', () => {
+      for (const reason of worker.health().reasons) if (!reason.includes('has not answered')) reasons.add(reason);
+      return handled === 8;
+    });
+    expect([...reasons]).toEqual([]);
+  });
+
   test('is no matter of an ordered entry that waits for its backoff', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
