@@ -52,11 +52,11 @@ export function ledgerHold(context: LedgerContext): Interceptor {
 
   function watch(exchange: Exchange, stream: Stream, at: Place): void {
     let { era } = recovery;
-    let { epoch } = stream;
+    let { epoch, restoredEpoch } = stream;
     const again = async (): Promise<Buffer> => {
       await holdUntilOpen(context, exchange, stream);
       ({ era } = recovery);
-      ({ epoch } = stream);
+      ({ epoch, restoredEpoch } = stream);
       return exchange.resend();
     };
     const moved = (): boolean => recovery.era !== era || stream.epoch !== epoch || !recovery.isOpen(stream);
@@ -66,12 +66,17 @@ export function ledgerHold(context: LedgerContext): Interceptor {
         const refused = refusesKnown(exchange, stream, at, reply);
         if (refused && !moved())
           await recovery.noticed('a command found no stream or group where the ledger knows one', context.holdMs);
-        if (stream.ended || !moved() || !(refused || at.read)) return reply;
+        if (stream.ended || !moved()) return reply;
+        if (!refused && !at.read) {
+          // Claims and consumers of before a restore went with what it replaced.
+          await holdUntilOpen(context, exchange, stream);
+          if (stream.ended || stream.restoredEpoch === restoredEpoch) return reply;
+        }
         reply = await again();
       }
       return reply;
     };
-    exchange.onReply((reply) => (reply[0] === MINUS || (at.read && moved()) ? judge(reply) : reply));
+    exchange.onReply((reply) => (reply[0] === MINUS || moved() ? judge(reply) : reply));
     if (at.read) exchange.onLost(again);
   }
 

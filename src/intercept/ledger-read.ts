@@ -34,8 +34,9 @@ interface Reading {
   readonly streams: readonly Stream[];
   /** When the client's patience ends: Infinity for `BLOCK 0`. */
   readonly until: number;
-  /** The streams' epochs when it was sent last. */
+  /** The streams' epochs, and the era of the KV store, when it was sent last. */
   epochs: readonly number[];
+  era: number;
   /** What the server said first, when the read was asked again. */
   refusal: Buffer | undefined;
 }
@@ -104,6 +105,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       streams,
       until,
       epochs,
+      era: recovery.era,
       refusal: undefined,
     };
     exchange.onReply((reply) => replied(reading, reply));
@@ -153,6 +155,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       throw recovering(stream);
     }
     reading.epochs = streams.map((stream) => stream.epoch);
+    reading.era = recovery.era;
     return 'open';
   }
 
@@ -185,11 +188,31 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     if (reply[0] === 0x2d) return refused(reading, reply);
     if (reading.request.group === undefined || !isOnlyNew(reading)) return reply;
     if (reply[0] !== 0x2a && reply[0] !== 0x25) return reply;
+    if (moved(reading)) return decided(reading).then(() => filter(reading, reply));
     for (const stream of reading.streams) {
       const group = stream.groups.get(reading.request.group.toString('latin1'));
       if (group !== undefined && stream.restoredEpoch > 0 && !group.filtered) return filter(reading, reply);
     }
     return reply;
+  }
+
+  /** What the reply tells may be from a state of the KV store that nobody has compared. */
+  function moved({ streams, epochs, era }: Reading): boolean {
+    return (
+      recovery.era !== era || streams.some((stream, at) => stream.epoch !== epochs[at] || !recovery.isOpen(stream))
+    );
+  }
+
+  /**
+   * Waits until it is known what became of the streams. Rejects with RECOVERING when neither the client's patience nor `holdMs` is
+   * left: what was read is pending for this consumer, or comes again.
+   */
+  async function decided({ exchange, streams, until }: Reading): Promise<void> {
+    const limit = Math.max(until, Date.now() + context.holdMs);
+    for (const stream of streams) {
+      const settled = await recovery.reopened(stream, limit - Date.now(), () => !exchange.session.closed);
+      if (settled === 'timeout') throw recovering(stream);
+    }
   }
 
   function refused(reading: Reading, reply: Buffer): Buffer | Promise<Buffer> {
@@ -257,6 +280,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   /** The entries that must be delivered; the others are acknowledged. `undefined` where all must. */
   async function unacknowledged(stream: Stream, group: Group, entries: Reply): Promise<Reply[] | undefined> {
     const items = entries.items ?? [];
+    const lasts = stream.restoredEpoch > 0 && !group.filtered;
     const set = await recorded(stream, group);
     const done: Buffer[] = [];
     const kept: Reply[] = [];
@@ -270,8 +294,8 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     }
     if (last !== undefined && last.compare(set.maxId) > 0) {
       group.filtered = true;
-      ledger.acknowledgements.forget(group);
     }
+    if (!lasts || group.filtered) ledger.acknowledgements.forget(group);
     if (done.length === 0) return undefined;
     // Where the KV store has just gone, it is told when it is back: recovery makes recorded acknowledgements again.
     await recovery.acknowledgements.acknowledge(stream, group.name, done).catch((thrown: unknown) => {

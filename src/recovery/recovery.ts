@@ -120,6 +120,9 @@ export class Recovery {
   #looking: Promise<void> | undefined;
   #lookAgain: Promise<void> | undefined;
   #tick: NodeJS.Timeout | undefined;
+  #guard: NodeJS.Timeout | undefined;
+  /** `performance.now()` when the KV store was asked last what it is. */
+  #identifiedAt = 0;
   #retry: NodeJS.Timeout | undefined;
   #stopped = false;
   readonly #waiting = new Set<() => void>();
@@ -199,12 +202,14 @@ export class Recovery {
     }
     this.#mending.work();
     this.#schedule();
+    this.#guard = setInterval(() => void this.#identify(), this.#lookIntervalMs);
   }
 
   async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#tick);
     clearTimeout(this.#retry);
+    clearInterval(this.#guard);
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
     this.#wake();
     for (const wake of [...this.#publishedWaiting]) wake();
@@ -422,6 +427,24 @@ export class Recovery {
     }, waitMs);
   }
 
+  /**
+   * A look may wait for Postgres for long, and a KV store that becomes another one by REPLICAOF closes no connection: what it is
+   * is asked meanwhile.
+   */
+  async #identify(): Promise<void> {
+    const waits = this.#looking !== undefined && performance.now() - this.#identifiedAt >= this.#lookIntervalMs;
+    const connection = this.#connection;
+    const before = this.#identity;
+    if (!waits || this.#state !== 'open' || connection?.open !== true || before === undefined) return;
+    this.#identifiedAt = performance.now();
+    try {
+      const now = parseServerIdentity(String(await connection.command(0, ['INFO'])));
+      if (before === this.#identity && (now.role !== 'master' || now.loading || isOther(before, now))) this.#suspect();
+    } catch {
+      this.#suspect();
+    }
+  }
+
   #lookFailed(thrown: unknown): void {
     this.#lastError = messageOf(thrown);
     const ofLedger = !(thrown instanceof HoldfastError) && this.ledger.postgres.failed(thrown);
@@ -473,13 +496,14 @@ export class Recovery {
     const started = performance.now();
     let era = this.#era;
     const connection = await this.#connect();
+    this.#identifiedAt = performance.now();
     const identity = parseServerIdentity(String(await connection.command(0, ['INFO'])));
     if (identity.loading) throw new HoldfastError('KVDOWN', 'the KV store is loading');
     if (identity.role !== 'master') throw new HoldfastError('KVDOWN', 'the KV store is a replica');
     // Who cannot reach the KV store does not lead.
     const leads = await this.#leadership.renew();
     const before = this.#identity;
-    if (before !== undefined && (before.runId !== identity.runId || before.replicationId !== identity.replicationId)) {
+    if (before !== undefined && isOther(before, identity)) {
       // Replies to come may be of another data set than what was compared last.
       this.#suspect();
       era = this.#era;
@@ -491,8 +515,7 @@ export class Recovery {
     const lookedAt = rows[0]!.now;
     // Notices make it sooner; that nothing is missed for long does not depend on them.
     await Promise.all(outdatedStreams(this.ledger.streams, known).map((id) => this.ledger.streams.refresh(id)));
-    const isAnother =
-      before === undefined || before.runId !== identity.runId || before.replicationId !== identity.replicationId;
+    const isAnother = before === undefined || isOther(before, identity);
     const lost = (stream: KnownStream, cause: string) => this.#lost(stream, cause, lookedAt);
     const looked = await compareStreams({ ledger: this.ledger, connection, identity, isAnother, lost }, known);
     if (leads) await this.#keep(connection, lookedAt, looked);
@@ -575,6 +598,11 @@ export class Recovery {
     if (stream !== undefined) this.ledger.streams.moved(stream, Number(raised), mode, cause);
     return true;
   }
+}
+
+/** Another process, or another data set in the same one. */
+function isOther(before: ServerIdentity, now: ServerIdentity): boolean {
+  return before.runId !== now.runId || before.replicationId !== now.replicationId;
 }
 
 async function endsWithin(work: Promise<void>, limitMs: number): Promise<boolean> {
