@@ -98,8 +98,9 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'scripts name keys as they are',
     file: 'src/scope/lua-wrapper.ts',
-    find: "const physical = shared ? '$S[k] and k or $P..k' : '$P..k';",
-    replace: "const physical = 'k';",
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: it is source text
+    find: 'return shared ? `$S[${key}] and ${key} or $P..${key}` : `$P..${key}`;',
+    replace: 'return key;',
   },
   {
     name: 'the last key of a known script is overlooked',
