@@ -31,6 +31,8 @@ interface BacklogRow extends PublishRow {
   /** By a client, while it waited. */
   readonly deleted: boolean;
   readonly in_doubt: boolean;
+  /** `late`: the KV store had taken it, and lost it before the ledger had it. */
+  readonly kind: 'outage' | 'late';
   readonly after_id: Buffer | null;
   readonly kv_client_id: string | null;
   readonly kv_run_id: string | null;
@@ -95,7 +97,7 @@ async function publishAll(context: PublishContext, stream: Stream, result: Publi
         await client.query('SELECT pg_advisory_xact_lock_shared(holdfast.lock_key(0))');
         await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [stream.streamId]);
         const { rows } = await client.query<BacklogRow & { mode: string }>(
-          `SELECT id, in_doubt, after_id, kv_client_id, kv_run_id, maxlen, fields, mode, EXISTS (
+          `SELECT id, in_doubt, kind, after_id, kv_client_id, kv_run_id, maxlen, fields, mode, EXISTS (
                     SELECT FROM holdfast.deletion AS d WHERE d.stream_id = backlog.stream_id AND d.id = backlog.id
                   ) AS deleted
              FROM holdfast.backlog JOIN holdfast.stream USING (stream_id)
@@ -198,7 +200,10 @@ async function publishRows(
       byteaArray(left.map((row) => row.id)),
     ]);
     result.published += left.length;
-    result.possibleDuplicates += left.filter((row) => row.in_doubt).length;
+    // What the KV store had may have been read there, and acknowledged under the ID that it had.
+    const added = new Set(placing.missing.map(({ id }) => id.toString('latin1')));
+    const hadBefore = ({ id, kind }: BacklogRow): boolean => kind === 'late' && added.has(id.toString('latin1'));
+    result.possibleDuplicates += left.filter((row) => row.in_doubt || hadBefore(row)).length;
     return true;
   }
   throw new HoldfastError('RECOVERING', 'the stream kept changing while its backlog was published');
