@@ -188,10 +188,10 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     if (reply[0] === 0x2d) return refused(reading, reply);
     if (reading.request.group === undefined || !isOnlyNew(reading)) return reply;
     if (reply[0] !== 0x2a && reply[0] !== 0x25) return reply;
-    if (moved(reading)) return decided(reading).then(() => filter(reading, reply));
+    if (moved(reading)) return decided(reading).then(() => filter(reading, reply, false));
     for (const stream of reading.streams) {
       const group = stream.groups.get(reading.request.group.toString('latin1'));
-      if (group !== undefined && stream.restoredEpoch > 0 && !group.filtered) return filter(reading, reply);
+      if (group !== undefined && stream.restoredEpoch > 0 && !group.filtered) return filter(reading, reply, true);
     }
     return reply;
   }
@@ -242,8 +242,8 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     });
   }
 
-  /** Takes out what is acknowledged already. */
-  async function filter(reading: Reading, reply: Buffer): Promise<Buffer> {
+  /** Takes out what is acknowledged already. `current`: the group stands where the reply ends, for nothing was restored since. */
+  async function filter(reading: Reading, reply: Buffer, current: boolean): Promise<Buffer> {
     const { exchange, request: parsed } = reading;
     const name = parsed.group!.toString('latin1');
     const root = readReply(reply);
@@ -257,7 +257,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       const stream = ledger.streams.find(exchange.session.database, key.bytes);
       const group = stream?.groups.get(name);
       const kept =
-        stream === undefined || group === undefined ? undefined : await unacknowledged(stream, group, entries);
+        stream === undefined || group === undefined ? undefined : await unacknowledged(stream, group, entries, current);
       if (kept === undefined || kept.length === entries.items!.length) {
         pairs.push(...(root.type === '%' ? [key.raw, entries.raw] : [members[at]!.raw]));
         continue;
@@ -278,7 +278,12 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   }
 
   /** The entries that must be delivered; the others are acknowledged. `undefined` where all must. */
-  async function unacknowledged(stream: Stream, group: Group, entries: Reply): Promise<Reply[] | undefined> {
+  async function unacknowledged(
+    stream: Stream,
+    group: Group,
+    entries: Reply,
+    current: boolean,
+  ): Promise<Reply[] | undefined> {
     const items = entries.items ?? [];
     const lasts = stream.restoredEpoch > 0 && !group.filtered;
     const set = await recorded(stream, group);
@@ -292,7 +297,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       if (set.has(id)) done.push(idText);
       else kept.push(entry);
     }
-    if (last !== undefined && last.compare(set.maxId) > 0) {
+    if (current && last !== undefined && last.compare(set.maxId) > 0) {
       group.filtered = true;
     }
     if (!lasts || group.filtered) ledger.acknowledgements.forget(group);

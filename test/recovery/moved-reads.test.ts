@@ -64,6 +64,24 @@ describe.each(kvKinds)('with %s,', (kind) => {
     expect(idsIn(await reading)).toEqual([replies![1]![1]]);
   }, 60_000);
 
+  test('a read that was answered before a restore says nothing of how far its group is since', async () => {
+    const [pending, acknowledged] = await groupWith(2);
+    await client.xgroup('CREATE', 's', 'other', '0');
+    await client.xreadgroup('GROUP', 'g', 'gone', 'STREAMS', 's', '>');
+    expect(await client.xack('s', 'g', acknowledged!)).toBe(1);
+    await sidecar.ledger.acknowledgements.flush();
+    await leader.recovery.look();
+    const reading = client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>');
+    await eventually('blocked', async () => /blocked_clients:1/.test(await direct.info('clients')));
+    kvLink.delay(DELAY_MS);
+    const added = await leader.client().xadd('s', '*', 'n', 'new');
+    await direct.flushall();
+    await restored(leader);
+    expect(idsIn(await reading)).toEqual([added]);
+    kvLink.delay(0);
+    expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual([pending, added]);
+  }, 60_000);
+
   test('a claim that a restore has made void is made again', async () => {
     await groupWith(2);
     await client.xreadgroup('GROUP', 'g', 'gone', 'STREAMS', 's', '>');
