@@ -45,7 +45,7 @@ export interface WorkerChaosOptions {
 export interface WorkerChaosReport extends Verdict {
   readonly seed: string;
   readonly seconds: number;
-  /** Processes that wanted a processor, mean of the last 15 minutes, and processors. */
+  /** Processes that wanted a processor, mean of the run, and processors. */
   readonly load: readonly [number, number];
   readonly workerKills: number;
   readonly kvKills: number;
@@ -58,6 +58,7 @@ const REPOSITORY = fileURLToPath(new URL('../../', import.meta.url));
 const BATCH = 100;
 const KV_DOWN_MS = 400;
 const RESTART_MS = 200;
+const LOAD_MS = 5000;
 
 export async function runWorkerChaos(options: WorkerChaosOptions): Promise<WorkerChaosReport> {
   const { say } = options;
@@ -124,6 +125,10 @@ async function run(
   });
   redis.on('error', () => {});
   undo.push(async () => redis.disconnect());
+
+  const loads = [loadavg()[0]!];
+  const loadWatch = setInterval(() => loads.push(loadavg()[0]!), LOAD_MS);
+  undo.push(async () => clearInterval(loadWatch));
 
   const workers: ChildProcess[] = [];
   const presence = watchPresence();
@@ -252,7 +257,7 @@ async function run(
   return {
     seed: options.seed,
     seconds,
-    load: [Math.round(loadavg()[2]!), availableParallelism()],
+    load: [Math.round(loads.reduce((sum, load) => sum + load, 0) / loads.length), availableParallelism()],
     workerKills,
     kvKills,
     kvAwaySeconds: secondsOf(outages),
