@@ -305,7 +305,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         await pause(2 * app.heartbeatMs);
       }
       if (taken === 0) {
-        await pause(app.deadAfterMs / 4);
+        await pause(app.deadAfterMs / 8);
         continue;
       }
       metrics.takeovers.inc(labels, taken);
