@@ -15,8 +15,8 @@ const WAITING_MS_MAX = 1000;
 
 export interface ClaimKeeper {
   renew(): Promise<void>;
-  /** Hands back what waits for a slot since 1 s. */
-  offerWaiting(): void;
+  /** Hands back what waits for a slot since 1 s; or only those of them that came from the retry consumer. */
+  offerWaiting(onlyAgain: boolean): void;
   /** Gives everything up: another worker may be active on the ordered stream now. */
   dropAll(): void;
 }
@@ -58,9 +58,10 @@ export function createClaimKeeper(options: {
         }
       }
     },
-    offerWaiting() {
+    offerWaiting(onlyAgain) {
       const before = performance.now() - WAITING_MS_MAX;
       for (const entry of hand.entries()) {
+        if (onlyAgain && !entry.again) continue;
         if (entry.state === 'waiting' && entry.steps.length > 0 && entry.step === 0 && entry.waitingSince < before) {
           settlement.handBack(hand.withdraw(entry));
         }

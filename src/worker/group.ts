@@ -12,7 +12,7 @@
  *  - What is done to an entry in the name of this worker (acknowledge, renew, move) is done by a script that looks first
  *    whether the entry is still this worker's: who lost a claim can do nothing any more.
  *  - Claims from the dead carry the idle time that justified them, so that of two claimers one wins. What is due is looked
- *    for and claimed by one script: there is no race to lose, and what has waited longest goes first.
+ *    for and claimed by one script: there is no race to lose.
  *  - JUSTID everywhere: the delivery count is the history of attempts (`retry-policy.ts`) and only `move` and `takeOver`
  *    write it.
  *
@@ -22,105 +22,10 @@
  */
 import type { Redis } from 'ioredis';
 import { RETRY_DELAY_MS_MAX } from './app.ts';
-import { createScript } from './lua.ts';
+import { ACKNOWLEDGE, BURY, CLAIM_DUE, MOVE, REMOVE_CONSUMERS, RENEW } from './group-scripts.ts';
 import { deliveryCount, type History, historyOf } from './retry-policy.ts';
 
 const DUE_IDLE_MS = 2 * RETRY_DELAY_MS_MAX;
-
-/** ARGV: group, consumer, ID… Gives the IDs that were not this consumer's. */
-const ACKNOWLEDGE = createScript(`
-local acknowledge, lost = {'XACK', KEYS[1], ARGV[1]}, {}
-for i = 3, #ARGV do
-  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
-  if #pending == 1 then acknowledge[#acknowledge + 1] = ARGV[i] else lost[#lost + 1] = ARGV[i] end
-end
-if #acknowledge > 3 then redis.call(unpack(acknowledge)) end
-return lost
-`);
-
-/** ARGV: group, consumer, ID… Gives, for each ID that is not this consumer's, the ID and its owner ('' for none). */
-const RENEW = createScript(`
-local claim, lost = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}, {}
-for i = 3, #ARGV do
-  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
-  local owner = #pending == 1 and pending[1][2] or ''
-  if owner == ARGV[2] then
-    claim[#claim + 1] = ARGV[i]
-  else
-    lost[#lost + 1] = ARGV[i]
-    lost[#lost + 1] = owner
-  end
-end
-if #claim > 5 then
-  claim[#claim + 1] = 'JUSTID'
-  redis.call(unpack(claim))
-end
-return lost
-`);
-
-/** ARGV: group, consumer, new owner, then for each entry its ID, idle time and delivery count. Gives the lost IDs. */
-const MOVE = createScript(`
-local lost = {}
-for i = 4, #ARGV, 3 do
-  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
-  if #pending == 1 then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[i], 'IDLE', ARGV[i + 1], 'RETRYCOUNT', ARGV[i + 2], 'JUSTID')
-  else
-    lost[#lost + 1] = ARGV[i]
-  end
-end
-return lost
-`);
-
-/**
- * Removes consumers with nothing pending. XGROUP DELCONSUMER drops pending entries, so looking and removing must be one
- * step. ARGV: group, least idle time, the one consumer to look at or '', consumers to keep… Gives the number removed.
- */
-const REMOVE_CONSUMERS = createScript(`
-local removed = 0
-for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  local of = {}
-  for i = 1, #info, 2 do of[info[i]] = info[i + 1] end
-  local remove = of.pending == 0 and of.idle >= tonumber(ARGV[2]) and (ARGV[3] == '' or ARGV[3] == of.name)
-  for i = 4, #ARGV do if ARGV[i] == of.name then remove = false end end
-  if remove then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], of.name)
-    removed = removed + 1
-  end
-end
-return removed
-`);
-
-/**
- * Claims the longest due of the retry consumer's entries. ARGV: group, retry consumer, consumer, idle time of what is due, how
- * many to claim, how many to look at, and the ID after which the last look ended. Gives where this one ended ('-' at the end
- * of all), then for each entry its ID, idle time, delivery count and fields. Those that were deleted are acknowledged.
- */
-const CLAIM_DUE = createScript(`
-local due = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[4], ARGV[7], '+', ARGV[6], ARGV[2])
-local result = {#due == tonumber(ARGV[6]) and '(' .. due[#due][1] or '-'}
-table.sort(due, function(a, b) return a[3] > b[3] end)
-for i = 1, math.min(#due, tonumber(ARGV[5])) do
-  local id = due[i][1]
-  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, id, 'JUSTID')
-  local found = redis.call('XRANGE', KEYS[1], id, id)
-  if #found == 1 then
-    result[#result + 1] = {id, due[i][3], due[i][4], found[1][2]}
-  else
-    redis.call('XACK', KEYS[1], ARGV[1], id)
-  end
-end
-return result
-`);
-
-/** ARGV: group, consumer, ID, then fields and values of the report. KEYS: stream, dead letters. Gives 1 when it was done. */
-const BURY = createScript(`
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
-if #pending == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-return 1
-`);
 
 /** An entry that has been given to this worker. */
 export interface Delivery extends History {
@@ -163,7 +68,7 @@ export interface Group {
   postpone(items: readonly (History & { id: string; delayMs: number })[]): Promise<string[]>;
   /** Writes a new history and keeps the claim. Gives the IDs that were no longer this worker's. */
   rewrite(items: readonly (History & { id: string })[]): Promise<string[]>;
-  /** Takes entries whose time has come from the retry consumer, the longest due of those it looked at. */
+  /** Takes entries whose time has come from the retry consumer: half of them the longest due, half by turns. */
   claimDue(count: number): Promise<Delivery[]>;
   /** Every consumer that holds something, but for the retry consumer. */
   holders(): Promise<ConsumerInfo[]>;
@@ -245,12 +150,19 @@ export function createGroup(options: GroupOptions): Group {
       })),
     );
   }
-  /** Where the next look at what is due goes on. */
-  let dueFrom = '-';
+  /** Where the next look at what is due goes on, and the next round. */
+  let lookFrom = '-';
+  let roundFrom = '-';
+  let looks = 0;
   async function look(count: number): Promise<Delivery[]> {
-    const args = [name, retryConsumer, consumer, DUE_IDLE_MS, count, DUE_LOOK_MAX, dueFrom];
-    const [from, ...claimed] = (await CLAIM_DUE.run(commands, keys, args)) as [string, ...ClaimedEntry[]];
-    dueFrom = from;
+    looks += 1;
+    // Half of them, of one every other time.
+    const ofRound = Math.floor((count + (looks % 2)) / 2);
+    const args = [name, retryConsumer, consumer, DUE_IDLE_MS, count, ofRound, DUE_LOOK_MAX, lookFrom, roundFrom];
+    const reply = (await CLAIM_DUE.run(commands, keys, args)) as [string, string, ...ClaimedEntry[]];
+    const [nextLook, nextRound, ...claimed] = reply;
+    lookFrom = nextLook;
+    roundFrom = nextRound;
     return claimed.map(([id, idleMs, deliveries, fields]) => ({
       ...{ id, fields, overdueMs: idleMs - DUE_IDLE_MS },
       ...historyOf(deliveries),
@@ -290,10 +202,10 @@ export function createGroup(options: GroupOptions): Group {
       return (await MOVE.run(commands, keys, [name, consumer, consumer, ...moves])) as string[];
     },
     async claimDue(count) {
-      const begun = dueFrom;
+      const begun = lookFrom;
       const claimed = await look(count);
       // What is left of the round was too little: the next one begins at once.
-      if (begun !== '-' && dueFrom === '-' && claimed.length < count)
+      if (begun !== '-' && lookFrom === '-' && claimed.length < count)
         claimed.push(...(await look(count - claimed.length)));
       return claimed;
     },

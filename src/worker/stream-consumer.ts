@@ -283,7 +283,10 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
       if (order !== undefined && !(await order.keep())) claims.dropAll();
       try {
         await claims.renew();
-        if (order === undefined && watch.figures.othersPresent) claims.offerWaiting();
+        // Alone, too, where retries that wait for their handler keep out those of others.
+        const { othersPresent } = watch.figures;
+        const full = hand.queuedAgain >= QUEUED_AGAIN_MAX;
+        if (order === undefined && (othersPresent || full)) claims.offerWaiting(!othersPresent);
       } catch (error) {
         await onError('renewing claims failed', error);
       }

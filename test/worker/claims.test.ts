@@ -190,7 +190,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     expect(claimers.flat().every((entry) => entry.attempt === 2)).toBe(true);
   });
 
-  test('for what is due go to what has been due longest, wherever it stands in the stream, and drop what was deleted', async () => {
+  test('for what is due go by halves to what comes next and to what has been due longest, and drop what was deleted', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
     const owner = hands(redis, 'owner');
@@ -198,21 +198,41 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     const ids = await addAll(
       redis,
       'events',
-      Array.from({ length: 5 }, (_, n) => ({ n: String(n) })),
+      Array.from({ length: 7 }, (_, n) => ({ n: String(n) })),
     );
-    await owner.read(5, 1);
-    const delays = [-100, -5000, -60_000, -200, -20_000];
+    await owner.read(7, 1);
+    const delays = [-100, -200, -300, -5000, -60_000, -400, -20_000];
     await owner.postpone(ids.map((id, n) => ({ id, delayMs: delays[n]!, attempt: 2, takeovers: 0 })));
-    await redis.xdel('events', ids[4]!);
-    // The deleted one is one of the three that are claimed.
-    const first = await owner.claimDue(3);
-    expect(first).toMatchObject([
-      { id: ids[2], fields: ['n', '2'] },
-      { id: ids[1], fields: ['n', '1'] },
-    ]);
-    expect(first.map((entry) => Math.floor(entry.overdueMs / 1000))).toEqual([60, 5]);
-    expect((await owner.claimDue(3)).map((entry) => entry.id)).toEqual([ids[3], ids[0]]);
-    expect((await pendingOf(redis, 'events')).map((entry) => entry.id)).toEqual(ids.slice(0, 4));
+    await redis.xdel('events', ids[6]!);
+    // The deleted one is one of the four that are claimed.
+    const first = await owner.claimDue(4);
+    expect(first).toMatchObject([{ id: ids[0] }, { id: ids[1] }, { id: ids[4], fields: ['n', '4'] }]);
+    expect(first.map((entry) => Math.floor(entry.overdueMs / 1000))).toEqual([0, 0, 60]);
+    expect((await owner.claimDue(2)).map((entry) => entry.id)).toEqual([ids[2], ids[3]]);
+    expect((await owner.claimDue(2)).map((entry) => entry.id)).toEqual([ids[5]]);
+    expect((await pendingOf(redis, 'events')).map((entry) => entry.id)).toEqual(ids.slice(0, 6));
+  });
+
+  test('for what is due pass nothing over for ever, whatever is handed back and older', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const owner = hands(redis, 'owner');
+    await owner.ensure();
+    const ids = await addAll(
+      redis,
+      'events',
+      Array.from({ length: 41 }, (_, n) => ({ n: String(n) })),
+    );
+    await owner.read(41, 1);
+    const young = ids[40]!;
+    const postpone = (id: string) => ({ id, delayMs: id === young ? -1 : -60_000, attempt: 2, takeovers: 0 });
+    await owner.postpone(ids.map(postpone));
+    let looks = 0;
+    for (let claimed: string[] = []; !claimed.includes(young) && looks < 100; looks += 1) {
+      claimed = (await owner.claimDue(1 + (looks % 4))).map((entry) => entry.id);
+      await owner.postpone(claimed.map(postpone));
+    }
+    expect(looks).toBeLessThanOrEqual(41);
   });
 
   test('for what is due reach all of it, also beyond what one look goes through', async () => {
@@ -229,12 +249,12 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     await owner.postpone(ids.map((id) => ({ id, delayMs: -100, attempt: 2, takeovers: 0 })));
     const looked: string[] = [];
     for (let look = 0; look < 3; look += 1) looked.push(...(await owner.claimDue(10)).map((entry) => entry.id));
-    // A thousand at a time: the last look begins where the others have not been.
+    // Five of the round, and five of the thousand that are looked at: the last look begins where the others have not been.
     const [early, middle, late] = [ids.slice(0, 1000), ids.slice(1000, 2000), ids.slice(2000)];
-    expect([early, middle, late].map((part) => looked.filter((id) => part.includes(id)).length)).toEqual([10, 10, 10]);
-    // One that finds too little at the end begins a new round.
+    expect([early, middle, late].map((part) => looked.filter((id) => part.includes(id)).length)).toEqual([20, 5, 5]);
+    // One that finds too little at the end goes on at the beginning.
     for (let look = 0; look < 2; look += 1) expect(await owner.claimDue(10)).toHaveLength(10);
-    expect(await owner.claimDue(600)).toHaveLength(600);
+    expect(await owner.claimDue(1000)).toHaveLength(1000);
   });
 
   test('wait out their delay', async () => {

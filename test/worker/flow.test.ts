@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { defineApp, RETRY_DELAY_MS_MAX } from '../../src/worker/app.ts';
+import { createGroup } from '../../src/worker/group.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import fragile from './apps/fragile.ts';
 import { addAll, client, drained, pendingOf, runWorker, until } from './worker-harness.ts';
@@ -100,6 +101,34 @@ describe('a handler that is blocked', () => {
     release();
     await until('all done', () => drained(redis, 'events'));
   });
+
+  test('does not keep back the retries of others, however many of its own are due, in one worker alone', async () => {
+    const kv = await startKv(kind);
+    const redis = client(kv.url);
+    const started: string[] = [];
+    let release = (): void => {};
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const ids = await addAll(redis, 'events', [
+      ...Array.from({ length: 600 }, (_, n) => ({ task: 'stuck', n: String(n) })),
+      { task: 'failing', n: '1' },
+    ]);
+    const dead = createGroup({
+      ...{ stream: 'events', name: 'events-group', consumer: 'dead', startId: '0', commands: redis, reader: redis },
+    });
+    await dead.ensure();
+    await dead.read(601, 1);
+    await dead.postpone(
+      ids.map((id, n) => ({ id, delayMs: n < 600 ? -60_000 : -1, attempt: n < 600 ? 2 : 1, takeovers: 0 })),
+    );
+    await redis.xgroup('DELCONSUMER', 'events', 'events-group', 'dead');
+    await runWorker(blocked(started, released), { kv: kv.url });
+    await until('the last attempt', () => started.includes('failing 1 3'), 30_000);
+    expect(started.filter((line) => line.startsWith('stuck'))).toHaveLength(1);
+    release();
+    await until('all done', () => drained(redis, 'events'), 30_000);
+  }, 70_000);
 
   test('has what waits for it offered to other workers, as old as it is', async () => {
     const kv = await startKv(kind);
