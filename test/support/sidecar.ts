@@ -23,6 +23,7 @@ export interface SidecarOptions {
   readonly databaseUrl: string;
   readonly streams?: readonly string[];
   readonly onFailure?: 'refuse' | 'degrade';
+  readonly entryBytesMax?: number;
   readonly holdMs?: number;
   readonly lookIntervalMs?: number;
   readonly limits?: LedgerOptions['limits'];
@@ -76,7 +77,7 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
       ledger,
       recovery,
       holdMs,
-      entryBytesMax: 16 * 1024 * 1024,
+      entryBytesMax: options.entryBytesMax ?? 16 * 1024 * 1024,
       onFailure: options.onFailure ?? 'refuse',
     }),
     upstreamListener: {
