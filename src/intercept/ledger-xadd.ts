@@ -49,6 +49,15 @@ interface Doubt {
   readonly clientId: number | undefined;
 }
 
+/** A bulk string that is not nil. */
+function isId(reply: Buffer): boolean {
+  return reply[0] === 0x24 && reply[1] !== 0x2d;
+}
+
+function isLedgerDown(thrown: unknown): boolean {
+  return thrown instanceof HoldfastError && thrown.code === 'LEDGERDOWN';
+}
+
 export function ledgerXadd(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
 
@@ -77,10 +86,16 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   async function begin(exchange: Exchange, parsed: XaddRequest): Promise<void> {
     const { args } = exchange;
     if (!ledger.writer.accepting) {
-      if (context.onFailure === 'degrade') return;
+      if (context.onFailure === 'degrade') return degrade(exchange);
       throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was written, try again');
     }
-    const stream = await resolve(exchange);
+    let stream: Stream;
+    try {
+      stream = await resolve(exchange);
+    } catch (thrown) {
+      if (context.onFailure === 'degrade' && isLedgerDown(thrown)) return degrade(exchange);
+      throw thrown;
+    }
     const { epoch, lastId: after } = stream;
     const xadd: XaddExchange = { exchange, parsed, args, stream, epoch, after, runId: recovery.runId };
     if (exchange.queued) {
@@ -91,6 +106,14 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     const reply = await untilOpen(xadd, undefined);
     if (reply === undefined) send(xadd);
     else exchange.respond(reply);
+  }
+
+  /** The ledger takes it in from the stream, once it can. */
+  function degrade(exchange: Exchange): void {
+    exchange.onReply((reply) => {
+      if (isId(reply)) ledger.writer.passedBy();
+      return reply;
+    });
   }
 
   function resolve(exchange: Exchange): Promise<Stream> {
@@ -208,7 +231,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   }
 
   function replied(xadd: XaddExchange, reply: Buffer, attempt: number): Buffer | Promise<Buffer> {
-    if (reply[0] === 0x24 && reply[1] !== 0x2d) {
+    if (isId(reply)) {
       const id = parseEntryId(reply.subarray(reply.indexOf(13) + 2, reply.length - 2));
       return id === undefined ? reply : commit(xadd, id, reply, attempt);
     }
@@ -254,10 +277,9 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
         return conflicting(xadd, id, reply, attempt);
       })
       .catch((thrown: unknown) => {
-        if (context.onFailure === 'degrade' && thrown instanceof HoldfastError && thrown.code === 'LEDGERDOWN') {
-          return reply;
-        }
-        throw thrown;
+        if (context.onFailure !== 'degrade' || !isLedgerDown(thrown)) throw thrown;
+        ledger.writer.passedBy();
+        return reply;
       });
   }
 

@@ -65,6 +65,8 @@ export interface CommitMetrics {
   readonly lateTotal: number;
   readonly conflictsTotal: number;
   readonly rejectedTotal: number;
+  /** Clients were told of success without a commit: `onFailure: degrade`. */
+  readonly degradedTotal: number;
   readonly waitingRows: number;
   readonly waitingBytes: number;
   readonly lastBatchMs: number;
@@ -115,6 +117,7 @@ export class CommitWriter {
   #late = 0;
   #conflicts = 0;
   #rejected = 0;
+  #degraded = 0;
   #lastBatchMs = 0;
 
   constructor(options: { postgres: Postgres; registry: StreamRegistry; limits: CommitLimits; log: Logger }) {
@@ -141,6 +144,7 @@ export class CommitWriter {
       lateTotal: this.#late,
       conflictsTotal: this.#conflicts,
       rejectedTotal: this.#rejected,
+      degradedTotal: this.#degraded,
       waitingRows: this.#waiting.length,
       waitingBytes: this.#waitingBytes,
       lastBatchMs: this.#lastBatchMs,
@@ -166,6 +170,11 @@ export class CommitWriter {
       this.#waitingBytes += bytes;
       this.#schedule();
     });
+  }
+
+  /** Counts an entry of whose success a client is told without a commit. */
+  passedBy(): void {
+    this.#degraded += 1;
   }
 
   /** Commits what waits, then refuses. */

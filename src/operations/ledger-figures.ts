@@ -15,6 +15,7 @@ export function ledgerFigures(ledger: Pick<Ledger, 'metrics'>, recovery: Pick<Re
     total('ledger_late_total', 'Entries whose epoch had moved, published again', () => commit().lateTotal),
     total('ledger_conflicts_total', 'Entries whose ID held other fields', () => commit().conflictsTotal),
     total('ledger_rejected_total', 'Entries that the ledger refused', () => commit().rejectedTotal),
+    total('ledger_degraded_total', 'Entries accepted without the ledger', () => commit().degradedTotal),
     current('ledger_waiting_rows', 'Entries that wait for their commit', () => commit().waitingRows),
     current('ledger_waiting_bytes', 'Bytes of entries that wait for their commit', () => commit().waitingBytes),
     current('ledger_last_batch_seconds', 'Time of the last group commit', () => commit().lastBatchMs / 1000),
