@@ -127,6 +127,8 @@ export class Recovery {
   #stopped = false;
   readonly #waiting = new Set<() => void>();
   readonly #publishedWaiting = new Set<() => void>();
+  /** By stream ID. */
+  readonly #enteringOutage = new Map<number, Promise<boolean>>();
   readonly #unsubscribe: (() => void)[] = [];
 
   #looks = 0;
@@ -326,10 +328,21 @@ export class Recovery {
     }
   }
 
-  /** Makes the outage of a stream a fact for all sidecars, unless it is in trouble already. Rejects with Postgres's errors. */
+  /**
+   * Makes the outage of a stream a fact for all sidecars, unless it is in trouble already. Those who come together go on in the order
+   * in which they came, which is that of a client's XADDs. Rejects with Postgres's errors.
+   */
   async enterOutage(stream: Stream, cause: string): Promise<void> {
     if (stream.mode !== 'normal' || stream.ended) return;
-    await this.#raise(stream.streamId, stream.epoch, 'outage', cause);
+    const { streamId } = stream;
+    let entering = this.#enteringOutage.get(streamId);
+    if (entering === undefined) {
+      entering = this.#raise(streamId, stream.epoch, 'outage', cause).finally(() =>
+        this.#enteringOutage.delete(streamId),
+      );
+      this.#enteringOutage.set(streamId, entering);
+    }
+    await entering;
   }
 
   /** The ID under which a backlog entry was published, awaited at most `limitMs`; `undefined` if it was not. */
