@@ -6,6 +6,7 @@
  * After a restore a group stands at its checkpoint: entries that come again although their acknowledgement is recorded
  * are taken out of the reply and acknowledged, and if nothing is left the read goes on.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { HoldfastError } from '../errors.ts';
 import type { AcknowledgedSet } from '../ledger/acknowledged-set.ts';
 import { formatEntryId, parseEntryId } from '../ledger/entry-id.ts';
@@ -42,6 +43,8 @@ interface Reading {
 }
 
 const DOLLAR = 0x24;
+/** Between attempts to send a read that no connection takes. */
+const AGAIN_MS = 50;
 const GREATER = 0x3e;
 /** A read that does not block and finds nothing but trouble waits this long, so that its client does not spin. */
 const EMPTY_READ_MS = 1000;
@@ -109,7 +112,13 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       refusal: undefined,
     };
     exchange.onReply((reply) => replied(reading, reply));
-    if (!exchange.queued) exchange.onLost(() => again(reading));
+    if (!exchange.queued) {
+      exchange.onLost(() => {
+        // It may not have heard of it yet, and would let the read go on to nowhere.
+        recovery.upstreamLost();
+        return again(reading);
+      });
+    }
     if (open || exchange.queued) return;
     return hold(reading).then((settled) => {
       if (settled === 'open') exchange.args = withBlock(reading, args);
@@ -177,7 +186,13 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       try {
         reply = await exchange.resend(withBlock(reading, reading.args));
       } catch (thrown) {
-        if (exchange.session.closed || Date.now() >= reading.until) throw thrown;
+        if (exchange.session.closed) throw thrown;
+        if (Date.now() >= reading.until) {
+          // Between an outage and the next connection: an empty read, as all through the outage.
+          if (reading.request.blockAt !== undefined) return encode.nullArray(exchange.session.protocol);
+          throw thrown;
+        }
+        await sleep(AGAIN_MS);
         continue;
       }
       return replied(reading, reply);
