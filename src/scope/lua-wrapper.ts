@@ -16,7 +16,8 @@
  *  - `redis` has only the fields listed here; `call` and `pcall` refuse what lua-rules.ts does not list.
  *
  * Cost matters: the header runs with every call of the script. What runs each time is the first few statements; the rest
- * is closures that most scripts never enter. Commands that the script names in quotes and that have their one key first
+ * is one function, and code in it that most scripts never enter. Commands that the script names in quotes and that have their one
+ * key first
  * are prefixed at once. Where the text shows that the script calls no others (lua-calls.ts), the header has no rules for
  * them and is a tenth as long, which EVAL is spared with each call.
  */
@@ -69,35 +70,36 @@ const COMPARED_NAMES_MAX = 12;
 export const REFUSED_IN_SCRIPTS = 'is not available to scripts in a scope';
 
 /**
- * Carries out what is not one simple command: finds the keys as find-names.ts does, calls, makes the reply logical.
- * `$P` is the prefix, `$p` the real `redis.pcall`, `$t` is `type`, `$S` the set of shared keys.
- *
- * With the real `redis` (`$r`), which no script can name, in place of a command it raises what a call gave as an error,
- * with the line that the script called from: one function, since each costs something in every run. The server writes
- * source and line of whoever raises into the error; here they are kept from being written. Line 0 stands for a call in
- * tail position (`return redis.call(…)`), which leaves no line behind.
+ * What `$c` raises: what a call gave as an error, with the line that the script called from. The server writes source and
+ * line of whoever raises into the error; here they are kept from being written. Line 0 stands for a call in tail position
+ * (`return redis.call(…)`), which leaves no line behind.
  */
 const RAISE = `
- if c==$r then
-  local _,w=pcall(error,'',4)
-  error(setmetatable({err=k.err},{
-   __index={source='@CHUNK',line=tonumber(string.match(w,':(%d+):')) or 0,ignore_error_stats_update=k.ignore_error_stats_update},
+ if $t(r)=='table' and r.err then
+  local _,w=pcall(error,'',3)
+  error(setmetatable({err=r.err},{
+   __index={source='@CHUNK',line=tonumber(string.match(w,':(%d+):')) or 0,ignore_error_stats_update=r.ignore_error_stats_update},
    __newindex=function() end}))
  end`;
 
-/** The same for a script that is known to call simple commands only, for calls whose key is no string. */
+/** What else there is to do in a script that is known to call simple commands only: calls whose key is no string. */
 function simpleOnly(names: readonly string[], shared: boolean): string {
-  return `${namesTable(names)}
-local function $g(c,k,...)${RAISE}
- if not ${isNamed(names)} then return {err="NOPERM '"..tostring(c).."' ${REFUSED_IN_SCRIPTS}"} end
- if k==nil and select('#',...)==0 then return $p(c) end
- if $t(k)=='number' then k=string.format('%.17g',k) k=${physical('k', shared)} end
- return $p(c,k,...)
-end`;
+  return `
+ elseif not ${isNamed(names)} then r={err="NOPERM '"..tostring(c).."' ${REFUSED_IN_SCRIPTS}"}
+ elseif k==nil and select('#',...)==0 then r=$p(c)
+ else
+  if $t(k)=='number' then k=string.format('%.17g',k) k=${physical('k', shared)} end
+  r=$p(c,k,...)
+ end`;
 }
 
+/**
+ * Carries out what is not one simple command: finds the keys as find-names.ts does, calls, makes the reply logical.
+ * `$P` is the prefix, `$p` the real `redis.pcall`, `$t` is `type`, `$S` the set of shared keys. A function that exists only
+ * while it runs, for each one that the header defines costs something in every run.
+ */
 const GENERAL = `
-local function $g(c,k,...)${RAISE}
+ else r=(function(c,k,...)
  local a,n={c,k,...},2+select('#',...)
  if n==2 and k==nil then n=1 end
  if $t(c)~='string' then return $p(unpack(a,1,n)) end
@@ -247,7 +249,7 @@ local function $g(c,k,...)${RAISE}
  end
  for i=1,#all,1000 do $p('UNLINK',unpack(all,i,math.min(i+999,#all))) end
  return {ok='OK'}
-end`;
+ end)(c,k,...) end`;
 
 function oneLine(lua: string): string {
   return lua.replace(/\s*\n\s*/g, ' ').trim();
@@ -276,65 +278,62 @@ function isNamed(names: readonly string[]): string {
   return `(${names.map((name) => `c=='${name}'`).join(' or ')})`;
 }
 
+function asksForMetatables(source: string): boolean {
+  return source.includes('getmetatable') || source.includes('_G');
+}
+
 /** Ways to the real globals, hidden behind locals of the same name. `$m` is the real `getmetatable`. */
 function hiding(source: string, { unknownGlobals }: WrapperShape): string[] {
   const named = [...HIDDEN_GLOBALS, ...unknownGlobals].filter((name) => source.includes(name));
   return [
-    ...(source.includes('getmetatable') || source.includes('_G')
+    ...(asksForMetatables(source)
       ? ["local function getmetatable(t) if $t(t)=='table' then return $m(t) end return nil end"]
       : []),
     ...(named.length > 0 ? [`local ${named.join(',')}`] : []),
   ];
 }
 
-/** What `isNamed` looks many names up in. */
-function namesTable(names: readonly string[]): string {
-  return names.length > COMPARED_NAMES_MAX ? `local $f={${names.map((name) => `['${name}']=1`).join(',')}}` : '';
-}
-
 function physical(key: string, shared: boolean): string {
   return shared ? `$S[${key}] and ${key} or $P..${key}` : `$P..${key}`;
 }
 
-/** Definitions of `$c` (call) and, where it is wanted, `$q` (pcall); they use `$P`, `$S`, `$f` and the function above. */
-function callFunctions(names: readonly string[], shared: boolean, pcall: boolean): string {
-  const simple = `if ${isNamed(names)} and $t(k)=='string' then`;
-  const key = physical('k', shared);
-  return oneLine(`
-    local function $c(c,k,...)
-     local r
-     ${simple} r=$p(c,${key},...) else r=$g(c,k,...) end
-     if $t(r)=='table' and r.err then $g($r,r) end
-     return r
-    end
-    ${pcall ? `local function $q(c,k,...) ${simple} return $p(c,${key},...) end return $g(c,k,...) end` : ''}`);
+/**
+ * Definitions of `$c` (call) and, where it is wanted, `$q` (pcall). `rest` is the end of the `if` that begins with simple
+ * commands, and leaves its reply in `r`. Where there is `$q` it stands there alone, for it may be long.
+ */
+function callFunctions(names: readonly string[], shared: boolean, pcall: boolean, rest: string, raise: string): string {
+  const start = `(c,k,...) local r if ${isNamed(names)} and $t(k)=='string' then r=$p(c,${physical('k', shared)},...)`;
+  const table = names.length > COMPARED_NAMES_MAX ? `local $f={${names.map((name) => `['${name}']=1`).join(',')}}` : '';
+  return oneLine(`${table}
+    ${pcall ? `local function $q${start} ${rest} return r end` : ''}
+    local function $c${start} ${pcall ? 'else r=$q(c,k,...) end' : rest} ${raise} return r end`);
 }
 
 /** Lua that takes the prefix from the end of `args` (and the shared keys: their number before it, and before that they). */
 function takePrefix(args: string, shared: boolean): string {
-  const prefix = `$P=${args}[#${args}] ${args}[#${args}]=nil`;
-  if (!shared) return prefix;
-  return oneLine(`${prefix} $S={}
+  const prefix = `local a=${args} local n=#a $P=a[n] a[n]=nil`;
+  if (!shared) return `do ${prefix} end`;
+  return oneLine(`do ${prefix} end $S={}
     for i=1,tonumber(table.remove(${args})) do $S[table.remove(${args})]=true end`);
 }
 
 function bareKeys(keys: string, shared: boolean): string {
   if (shared) {
-    return `for i=1,#${keys} do local k=${keys}[i] if not $S[k] then ${keys}[i]=string.sub(k,#$P+1) end end`;
+    return `do local a=${keys} for i=1,#a do local k=a[i] if not $S[k] then a[i]=string.sub(k,#$P+1) end end end`;
   }
-  return `local s,n=string.sub,#$P+1 for i=1,#${keys} do ${keys}[i]=s(${keys}[i],n) end`;
+  return `do local a,s,n=${keys},string.sub,#$P+1 for i=1,#a do a[i]=s(a[i],n) end end`;
 }
 
 /** The functions by which a script or library speaks to the server. */
-function callers(source: string, chunk: string, { shared }: WrapperShape, pcall: boolean): string[] {
+function callers(source: string, chunk: string, { shared }: WrapperShape, pcall: boolean): string {
   const called = calledCommands(source, API_FIELDS);
+  const raise = RAISE.replace('CHUNK', chunk);
   if (called !== undefined && [...called].every((name) => SIMPLE_COMMANDS.has(name.toLowerCase()))) {
     const names = [...called];
-    return [oneLine(simpleOnly(names, shared).replace('CHUNK', chunk)), callFunctions(names, shared, pcall)];
+    return callFunctions(names, shared, pcall, simpleOnly(names, shared), raise);
   }
-  const names = namedCommands(source);
   const general = shared ? GENERAL : GENERAL.replace('$P,$S,string.sub', '$P,{},string.sub');
-  return [oneLine(`${namesTable(names)}${general.replace('CHUNK', chunk)}`), callFunctions(names, shared, pcall)];
+  return callFunctions(namedCommands(source), shared, pcall, general, raise);
 }
 
 function mentionedFields(source: string): string[] {
@@ -350,17 +349,18 @@ function assemble(header: readonly string[], body: string, nested: boolean): str
 /** A script of EVAL, wrapped. `body` is without a shebang line; bytes are latin1 text. */
 export function wrapScript(body: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
-  const fields = mentionedFields(body).map((field) => `${field}=$r.${field}`);
+  const fields = mentionedFields(body).map((field) => `${field}=redis.${field}`);
   const pcall = body.includes('pcall');
   const api = ['call=$c', ...(pcall ? ['pcall=$q'] : []), ...fields];
   const header = [
-    `local $t,$p,$r,$m,$P${shared ? ',$S' : ''}=type,redis.pcall,redis,getmetatable`,
+    `local $t,$p,$P${shared ? ',$S' : ''}=type,redis.pcall`,
     takePrefix('ARGV', shared),
-    ...(body.includes('KEYS') || body.includes('_G') ? [`do ${bareKeys('KEYS', shared)} end`] : []),
-    ...callers(body, 'user_script', shape, pcall),
+    ...(body.includes('KEYS') || body.includes('_G') ? [bareKeys('KEYS', shared)] : []),
+    callers(body, 'user_script', shape, pcall),
     `local redis={${api.join(',')}}`,
     // Where the server has no such global, the script finds nil instead of an error.
     ...(body.includes('server') || body.includes('_G') ? ["local server=rawget(_G,'server') and redis"] : []),
+    ...(asksForMetatables(body) ? ['local $m=getmetatable'] : []),
     ...hiding(body, shape),
     ...(body.includes('_G') ? [`local _G={${SAFE_GLOBALS.map((name) => `${name}=${name}`).join(',')}}`] : []),
   ];
@@ -393,7 +393,7 @@ export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShap
        return $r.register_function({
         function_name='${namePrefix}'..a.function_name,callback=$w(a.callback),flags=a.flags,description=a.description})
       end`),
-    ...callers(body, 'user_function', shape, true),
+    callers(body, 'user_function', shape, true),
     'local redis=$a redis.call,redis.pcall,redis.register_function,redis.log=$c,$q,$d,$r.log',
     ...LOG_LEVELS.map((level) => `redis.${level}=$r.${level}`),
     'local server,_G=redis',
