@@ -16,10 +16,9 @@
  *  - `redis` has only the fields listed here; `call` and `pcall` refuse what lua-rules.ts does not list.
  *
  * Cost matters: the header runs with every call of the script. What runs each time is the first few statements; the rest
- * is one function, and code in it that most scripts never enter. Commands that the script names in quotes and that have their one
- * key first
- * are prefixed at once. Where the text shows that the script calls no others (lua-calls.ts), the header has no rules for
- * them and is a tenth as long, which EVAL is spared with each call.
+ * is one function, and code in it that most scripts never enter. Commands that the script names in quotes and that have
+ * their one key first are prefixed at once. Where the text shows that the script calls no others (lua-calls.ts), the header
+ * has no rules for them and is a tenth as long, which EVAL is spared with each call.
  */
 import { calledCommands } from './lua-calls.ts';
 import { LUA_OTHERS, LUA_SIMPLE, SIMPLE_COMMANDS } from './lua-rules.ts';
