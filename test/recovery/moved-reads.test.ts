@@ -1,4 +1,5 @@
 /** Reads and claims whose answer comes from a state of the KV store that nobody has compared, or that is gone by then. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Redis } from 'ioredis';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
@@ -108,6 +109,8 @@ describe.each(kvKinds)('with %s,', (kind) => {
     await clientOf(older.port).xadd('s', first!, 'n', '0');
     await clientOf(older.port).xgroup('CREATE', 's', 'g', '0');
     ledgerLink.hold(['toClient']);
+    // One whose answers had come by then may still end; the next one waits.
+    await sleep(300);
     const { looksTotal } = sidecar.recovery.status();
     // Stops the others from looking: what this one does by itself is to be seen.
     await leader.stop();
