@@ -14,7 +14,7 @@ import type { RunningProcess } from './processes.ts';
 const CLIENTS_EACH = 333;
 const FETCH_MS = 300;
 /** Sidecars and clients that have just started run code that is not compiled yet: shown, and apart. */
-const COLD_ROUNDS = 5;
+const COLD_ROUNDS = 8;
 const CLIENTS_FILE = join(fileURLToPath(new URL('.', import.meta.url)), 'stampede-clients.ts');
 
 /** What one process of clients saw. */
