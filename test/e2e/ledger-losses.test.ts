@@ -4,6 +4,7 @@ import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
+import { startLedgerLink } from '../support/ledger-link.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, looks, restored, type Sidecar, startSidecar } from '../support/sidecar.ts';
 
@@ -71,11 +72,8 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
   });
 
   test('FLUSHALL while the ledger does not answer is told to nobody', async () => {
-    const url = new URL((await startTestPostgres()).url);
-    const ledgerPort = Number(url.port);
-    const link = await startTcpProxy(() => ledgerPort);
-    url.port = String(link.port);
-    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: url.href, lookIntervalMs: 60_000, holdMs: 30_000 });
+    const { link, url } = await startLedgerLink((await startTestPostgres()).url);
+    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: url, lookIntervalMs: 60_000, holdMs: 30_000 });
     client = sidecar.client();
     const claiming = sidecar.client();
     const ids = await fill();

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
+import { startLedgerLink } from '../support/ledger-link.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, startSidecar } from '../support/sidecar.ts';
 
@@ -7,12 +8,9 @@ describe.each(kvKinds)('an entry that the ledger accepted alone, with %s,', (kin
   test('and whose reply was lost, is counted as a possible duplicate', async () => {
     const kv = await startKv(kind);
     const database = await startTestPostgres();
-    const direct = new URL(database.url);
     const kvLink = await startTcpProxy(() => kv.port);
-    const ledgerLink = await startTcpProxy(() => Number(direct.port));
-    const through = new URL(database.url);
-    through.port = String(ledgerLink.port);
-    const sidecar = await startSidecar({ kvPort: kvLink.port, databaseUrl: through.href, lookIntervalMs: 50 });
+    const { link: ledgerLink, url } = await startLedgerLink(database.url);
+    const sidecar = await startSidecar({ kvPort: kvLink.port, databaseUrl: url, lookIntervalMs: 50 });
     const other = await startSidecar({ kvPort: kvLink.port, databaseUrl: database.url, lookIntervalMs: 50 });
     const client = sidecar.client();
     await client.xadd('s', '*', 'n', '1');

@@ -2,7 +2,8 @@
 import pg from 'pg';
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
-import { startTcpProxy, type TcpProxy } from '../chaos/tcp-proxy.ts';
+import type { TcpProxy } from '../chaos/tcp-proxy.ts';
+import { startLedgerLink } from '../support/ledger-link.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, idsIn, restored, type Sidecar, startSidecar } from '../support/sidecar.ts';
 
@@ -13,13 +14,12 @@ describe.each(kvKinds)('with %s,', (kind) => {
   let kv: KvServer;
   let databaseUrl: string;
   let link: TcpProxy;
+  let linkedUrl: string;
 
   beforeEach(async () => {
     kv = await startKv(kind);
-    const database = await startTestPostgres();
-    databaseUrl = database.url;
-    const { port } = new URL(database.url);
-    link = await startTcpProxy(() => Number(port));
+    databaseUrl = (await startTestPostgres()).url;
+    ({ link, url: linkedUrl } = await startLedgerLink(databaseUrl));
   });
 
   afterEach(async () => {
@@ -28,11 +28,7 @@ describe.each(kvKinds)('with %s,', (kind) => {
 
   /** One of its sessions with Postgres may be made to fall silent. */
   function startBehindLink(): Promise<Sidecar> {
-    const url = new URL(databaseUrl);
-    url.hostname = '127.0.0.1';
-    url.port = String(link.port);
-    url.search = '';
-    return startSidecar({ kvPort: kv.port, databaseUrl: url.href });
+    return startSidecar({ kvPort: kv.port, databaseUrl: linkedUrl });
   }
 
   async function session(): Promise<pg.Client> {

@@ -4,6 +4,7 @@ import type { Redis } from 'ioredis';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { startTcpProxy, type TcpProxy } from '../chaos/tcp-proxy.ts';
+import { startLedgerLink } from '../support/ledger-link.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, idsIn, restored, type Sidecar, startSidecar } from '../support/sidecar.ts';
 
@@ -24,14 +25,10 @@ describe.each(kvKinds)('with %s,', (kind) => {
     kv = await startKv(kind);
     kvLink = await startTcpProxy(() => kv.port);
     const { url } = await startTestPostgres();
-    const ledgerUrl = new URL(url);
-    const port = Number(ledgerUrl.port);
-    ledgerLink = await startTcpProxy(() => port);
-    ledgerUrl.hostname = '127.0.0.1';
-    ledgerUrl.port = String(ledgerLink.port);
-    ledgerUrl.search = '';
+    const linked = await startLedgerLink(url);
+    ledgerLink = linked.link;
     leader = await startSidecar({ kvPort: kv.port, databaseUrl: url, lookIntervalMs: 50 });
-    sidecar = await startSidecar({ kvPort: kvLink.port, databaseUrl: ledgerUrl.href, lookIntervalMs: 100 });
+    sidecar = await startSidecar({ kvPort: kvLink.port, databaseUrl: linked.url, lookIntervalMs: 100 });
     client = sidecar.client();
     direct = clientOf(kv.port);
   });

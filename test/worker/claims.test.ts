@@ -48,6 +48,19 @@ function hands(redis: Redis, consumer: string): Group {
   });
 }
 
+/** Such hands with so many entries in them, `n` of which counts from 0. */
+async function handsWith(redis: Redis, count: number): Promise<{ readonly owner: Group; readonly ids: string[] }> {
+  const owner = hands(redis, 'owner');
+  await owner.ensure();
+  const ids = await addAll(
+    redis,
+    'events',
+    Array.from({ length: count }, (_, n) => ({ n: String(n) })),
+  );
+  await owner.read(count, 1);
+  return { owner, ids };
+}
+
 describe.each(kvKinds)('claims on %s', (kind) => {
   test('of a killed worker are taken over within five seconds, and no attempt is counted', async () => {
     const kv = await startKv(kind);
@@ -169,14 +182,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
   test('for what is due are granted to one of many that ask at once', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
-    const owner = hands(redis, 'owner');
-    await owner.ensure();
-    const ids = await addAll(
-      redis,
-      'events',
-      Array.from({ length: 50 }, (_, n) => ({ n: String(n) })),
-    );
-    await owner.read(50, 1);
+    const { owner, ids } = await handsWith(redis, 50);
     await owner.postpone(ids.map((id) => ({ id, delayMs: 0, attempt: 2, takeovers: 0 })));
     const claimers = await Promise.all(
       Array.from({ length: 8 }, (_, i) => hands(client(kv.url), `claimer-${i}`).claimDue(50)),
@@ -193,14 +199,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
   test('for what is due go by halves to what comes next and to what has been due longest, and drop what was deleted', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
-    const owner = hands(redis, 'owner');
-    await owner.ensure();
-    const ids = await addAll(
-      redis,
-      'events',
-      Array.from({ length: 7 }, (_, n) => ({ n: String(n) })),
-    );
-    await owner.read(7, 1);
+    const { owner, ids } = await handsWith(redis, 7);
     const delays = [-100, -200, -300, -5000, -60_000, -400, -20_000];
     await owner.postpone(ids.map((id, n) => ({ id, delayMs: delays[n]!, attempt: 2, takeovers: 0 })));
     await redis.xdel('events', ids[6]!);
@@ -216,14 +215,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
   test('for what is due pass nothing over for ever, whatever is handed back and older', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
-    const owner = hands(redis, 'owner');
-    await owner.ensure();
-    const ids = await addAll(
-      redis,
-      'events',
-      Array.from({ length: 41 }, (_, n) => ({ n: String(n) })),
-    );
-    await owner.read(41, 1);
+    const { owner, ids } = await handsWith(redis, 41);
     const young = ids[40]!;
     const postpone = (id: string) => ({ id, delayMs: id === young ? -1 : -60_000, attempt: 2, takeovers: 0 });
     await owner.postpone(ids.map(postpone));
@@ -238,14 +230,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
   test('for what is due reach all of it, also beyond what one look goes through', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
-    const owner = hands(redis, 'owner');
-    await owner.ensure();
-    const ids = await addAll(
-      redis,
-      'events',
-      Array.from({ length: 2500 }, (_, n) => ({ n: String(n) })),
-    );
-    await owner.read(2500, 1);
+    const { owner, ids } = await handsWith(redis, 2500);
     await owner.postpone(ids.map((id) => ({ id, delayMs: -100, attempt: 2, takeovers: 0 })));
     const looked: string[] = [];
     for (let look = 0; look < 3; look += 1) looked.push(...(await owner.claimDue(10)).map((entry) => entry.id));

@@ -55,6 +55,15 @@ describe('order by key', () => {
   });
 });
 
+/** What a handler waits for until the test lets it go on. */
+function createGate(): { readonly released: Promise<void>; readonly release: () => void } {
+  let release = (): void => {};
+  const released = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  return { released, release };
+}
+
 describe('a handler that is blocked', () => {
   const blocked = (started: string[], release: Promise<void>) =>
     defineApp({
@@ -87,10 +96,7 @@ describe('a handler that is blocked', () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
     const started: string[] = [];
-    let release = (): void => {};
-    const released = new Promise<void>((resolve) => {
-      release = resolve;
-    });
+    const { release, released } = createGate();
     await addAll(redis, 'events', [
       { task: 'failing', n: '1' },
       ...Array.from({ length: 400 }, (_, n) => ({ task: 'stuck', n: String(n) })),
@@ -106,10 +112,7 @@ describe('a handler that is blocked', () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
     const started: string[] = [];
-    let release = (): void => {};
-    const released = new Promise<void>((resolve) => {
-      release = resolve;
-    });
+    const { release, released } = createGate();
     const ids = await addAll(redis, 'events', [
       ...Array.from({ length: 600 }, (_, n) => ({ task: 'stuck', n: String(n) })),
       { task: 'failing', n: '1' },
@@ -134,10 +137,7 @@ describe('a handler that is blocked', () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);
     const started: string[] = [];
-    let release = (): void => {};
-    const released = new Promise<void>((resolve) => {
-      release = resolve;
-    });
+    const { release, released } = createGate();
     await addAll(
       redis,
       'events',
