@@ -34,7 +34,14 @@ const COMMAND_TIMEOUT_MS = 15_000;
 export class Mending {
   readonly #options: MendingOptions;
   readonly #pauses = new Pauses();
-  readonly #totals = { restores: 0, entriesRestored: 0, aliases: 0, possibleDuplicates: 0, lastRestoreMs: 0 };
+  readonly #totals = {
+    restores: 0,
+    entriesRestored: 0,
+    aliases: 0,
+    observed: 0,
+    possibleDuplicates: 0,
+    lastRestoreMs: 0,
+  };
   #working: Promise<void> | undefined;
   #workAgain = false;
 
@@ -44,7 +51,7 @@ export class Mending {
 
   /** Since the start of this process; `lastRestoreMs` is how long the last restore took. */
   get totals(): Readonly<
-    Record<'restores' | 'entriesRestored' | 'aliases' | 'possibleDuplicates' | 'lastRestoreMs', number>
+    Record<'restores' | 'entriesRestored' | 'aliases' | 'observed' | 'possibleDuplicates' | 'lastRestoreMs', number>
   > {
     return this.#totals;
   }
@@ -112,6 +119,7 @@ export class Mending {
       this.#totals.restores += 1;
       this.#totals.entriesRestored += restored.entriesRestored;
       this.#totals.aliases += restored.aliases;
+      this.#totals.observed += restored.observed;
       this.#totals.lastRestoreMs = restored.milliseconds;
     }
     const stream = await ledger.streams.refresh(streamId);

@@ -17,6 +17,7 @@ import type { Looked } from './checkpoint.ts';
 import type { KvConnection } from './kv-connection.ts';
 import { kvEntries } from './kv-entries.ts';
 import { missingEntries } from './missing-entries.ts';
+import { observe } from './observe.ts';
 
 interface Counted {
   readonly epoch: number;
@@ -35,7 +36,6 @@ export interface ReconcileContext {
 
 /** So many entries of one stream are read at one look. */
 const ENTRIES_PER_LOOK_MAX = 20_000;
-const SLOT = 64;
 const FEWER = 'it counted fewer entries than were committed up to the same ID';
 
 export class Reconciler {
@@ -112,13 +112,7 @@ export class Reconciler {
     const { known } = look;
     let taken = 0;
     for await (const page of kvEntries(context.connection, known, known.reconciledId, counted.lastId)) {
-      const outcome = await observe(
-        context.ledger,
-        known.streamId,
-        counted.epoch,
-        page.map(({ id }) => id),
-        page.map(({ fields }) => fields),
-      );
+      const outcome = await observe(context, known.streamId, counted.epoch, page);
       if (outcome === 'conflict') {
         await context.lost(look, 'an ID holds other fields than the ledger has');
         return undefined;
@@ -130,44 +124,4 @@ export class Reconciler {
     }
     return counted.lastId;
   }
-}
-
-/** Writes rows marked as observed, where there are none; gives how many those were. */
-async function observe(
-  ledger: Ledger,
-  streamId: number,
-  epoch: number,
-  ids: readonly Buffer[],
-  fields: readonly Buffer[],
-): Promise<number | 'conflict' | 'stale'> {
-  const { rows: present } = await ledger.pool.query<{ id: Buffer; fields: Buffer }>(
-    'SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id BETWEEN $2 AND $3',
-    [streamId, ids[0], ids.at(-1)],
-  );
-  const known = new Map(present.map((row) => [row.id.toString('latin1'), row.fields]));
-  const fresh: number[] = [];
-  for (const [at, id] of ids.entries()) {
-    const have = known.get(id.toString('latin1'));
-    if (have === undefined) fresh.push(at);
-    else if (!have.equals(fields[at]!)) return 'conflict';
-  }
-  if (fresh.length === 0) return 0;
-  const { rows } = await ledger.pool.query<{ outcome: string }>(
-    `SELECT outcome FROM holdfast.commit_entries(
-       (SELECT max(part) FROM holdfast.entry_partition), $1::smallint, true, true,
-       $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bytea[])`,
-    [
-      SLOT,
-      bigintArray(fresh.map(() => streamId)),
-      byteaArray(fresh.map((at) => ids[at]!)),
-      bigintArray(fresh.map(() => epoch)),
-      byteaArray(fresh.map((at) => fields[at]!)),
-      bigintArray(fresh.map(() => undefined)),
-      bigintArray([streamId]),
-      bigintArray([epoch]),
-      byteaArray([ids[fresh.at(-1)!]!]),
-    ],
-  );
-  if (rows.some(({ outcome }) => outcome === 'conflict')) return 'conflict';
-  return rows.length > 0 ? 'stale' : fresh.length;
 }

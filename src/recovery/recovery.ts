@@ -222,7 +222,7 @@ export class Recovery {
   }
 
   status(): RecoveryStatus {
-    const { restores, entriesRestored, aliases, possibleDuplicates, lastRestoreMs } = this.#mending.totals;
+    const { restores, entriesRestored, aliases, observed, possibleDuplicates, lastRestoreMs } = this.#mending.totals;
     const troubled = [...this.ledger.streams.all()].filter((stream) => stream.mode !== 'normal');
     return {
       state: this.#state,
@@ -243,7 +243,7 @@ export class Recovery {
       entriesRestoredTotal: entriesRestored,
       aliasesTotal: aliases,
       possibleDuplicatesTotal: possibleDuplicates,
-      observedTotal: this.#reconciler.observedTotal,
+      observedTotal: this.#reconciler.observedTotal + observed,
       lastLookMs: this.#lastLookMs,
       lastRestoreMs,
       lastError: this.#lastError,

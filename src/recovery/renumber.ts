@@ -14,7 +14,7 @@ type Table = 'entry' | 'backlog';
 
 /** A transaction that fails where another one leads by now. */
 export async function asLeader<T>(
-  { ledger, leaderEpoch }: PublishContext,
+  { ledger, leaderEpoch }: Pick<PublishContext, 'ledger' | 'leaderEpoch'>,
   write: (client: pg.PoolClient) => Promise<T>,
 ): Promise<T> {
   const client = await ledger.pool.connect();

@@ -22,6 +22,7 @@ import { isOutOfMemory, type KvArgument, KvConnection } from './kv-connection.ts
 import { type KvEntry, kvEntries } from './kv-entries.ts';
 import { OutOfRoom, readMemory, roomForRestore } from './kv-memory.ts';
 import { type GroupSnapshot, readStream, type StreamSnapshot, type StreamState } from './kv-snapshot.ts';
+import { asLeader } from './renumber.ts';
 import { endWhereReplaced, isWrongType } from './replaced.ts';
 import { type Build, buildSideKey, newSideKey, watermarks, xsetid } from './side-key.ts';
 import { swapByScript } from './swap-script.ts';
@@ -41,6 +42,8 @@ export interface RestoreResult {
   readonly entriesRestored: number;
   readonly entriesMerged: number;
   readonly aliases: number;
+  /** Entries of clients that went past Holdfast, taken in by it. */
+  readonly observed: number;
   /** The rest follows as there is room: `publishBacklog`. */
   readonly windowed: boolean;
   readonly milliseconds: number;
@@ -62,8 +65,9 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
       WHERE stream_id = $1 AND completed_at IS NULL`,
     [streamId],
   );
-  const [known] = await readKnownStreams(ledger.pool, [streamId]);
-  if (known === undefined || known.mode !== 'restoring') return undefined;
+  const first = await readRestoring(ledger, streamId);
+  if (first === undefined) return undefined;
+  let known: KnownStream = first;
 
   const side = newSideKey(context, streamId);
   // Two: what one of them watches, the other may read in transactions of its own.
@@ -74,6 +78,10 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
   });
   try {
     for (let attempt = 1; attempt <= REBUILD_ATTEMPTS_MAX; attempt += 1) {
+      // An attempt writes rows of what it keeps, which the next one must have counted.
+      const now: KnownStream | undefined = attempt === 1 ? known : await readRestoring(ledger, streamId);
+      if (now === undefined || now.epoch !== known.epoch) return undefined;
+      known = now;
       const room = roomForRestore(await readMemory(reader), known.groups.size > 0, context.sharers);
       if (room <= 0) throw new OutOfRoom('the KV store has no memory left for what it lost');
       const build = await buildSideKey(context, reader, known, side, room);
@@ -83,13 +91,7 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
       }
       const swapped = await swapIn(context, reader, fenced, known, side, build);
       if (swapped === 'rebuild') continue;
-      if (build.windowId !== undefined) {
-        await ledger.pool.query('UPDATE holdfast.stream SET mode_cause = $3 WHERE stream_id = $1 AND epoch = $2', [
-          streamId,
-          known.epoch,
-          IN_PART,
-        ]);
-      }
+      await noteBuilt(context, known, build);
       const { rows } = await ledger.pool.query<{ complete_restore: boolean }>(
         'SELECT holdfast.complete_restore($1, $2, $3, $4, $5, $6, $7, $8, $9)',
         [
@@ -109,6 +111,7 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
         entriesRestored: build.restored,
         entriesMerged: build.merged,
         aliases: build.aliases,
+        observed: build.observed,
         windowed: build.windowId !== undefined,
         milliseconds: Math.round(performance.now() - started),
       };
@@ -128,6 +131,25 @@ export async function restoreStream(context: RestoreContext, streamId: number): 
       .catch(() => undefined)
       .finally(() => reader.close());
   }
+}
+
+async function readRestoring(ledger: Ledger, streamId: number): Promise<KnownStream | undefined> {
+  const [known] = await readKnownStreams(ledger.pool, [streamId]);
+  return known?.mode === 'restoring' ? known : undefined;
+}
+
+/** The reconciler need not look again at what has been looked at, and must look at what has not. */
+async function noteBuilt(context: RestoreContext, known: KnownStream, build: Build): Promise<void> {
+  const windowed = build.windowId !== undefined;
+  await asLeader(context, (client) =>
+    client.query(
+      `UPDATE holdfast.stream
+          SET reconciled_id = CASE WHEN $4 THEN $3 ELSE GREATEST(reconciled_id, $3) END,
+              mode_cause = CASE WHEN $4 THEN $5 ELSE mode_cause END
+        WHERE stream_id = $1 AND epoch = $2`,
+      [known.streamId, known.epoch, build.reconciledId, windowed, IN_PART],
+    ),
+  );
 }
 
 /**

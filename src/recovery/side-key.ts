@@ -11,11 +11,9 @@ import { restoringXaddLengthMax, writeRestoringXadd } from '../ledger/entry-fiel
 import {
   ENTRY_ID_MAX,
   ENTRY_ID_ZERO,
-  entryIdFrom,
   formatEntryId,
   maxEntryId,
   minEntryId,
-  nextEntryId,
   previousEntryId,
 } from '../ledger/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
@@ -27,6 +25,7 @@ import { type KvEntry, kvEntries } from './kv-entries.ts';
 import { entryBytes, OutOfRoom } from './kv-memory.ts';
 import { readStream, type StreamSnapshot } from './kv-snapshot.ts';
 import { ledgerEntries } from './ledger-entries.ts';
+import { type Displaced, KeptEntries, withoutTrimmed } from './observe.ts';
 import type { RestoreContext } from './restore.ts';
 import { restoreKey } from './witness.ts';
 
@@ -73,8 +72,12 @@ class Head<Entry> {
 export interface Build {
   restored: number;
   merged: number;
-  /** Merged entries of which the ledger has no row: they will be counted when it gets one. */
+  /** Merged entries of which the ledger had no row: they are counted when it gets one. */
   unknown: number;
+  /** Entries that got a row, as they had not passed through Holdfast. */
+  observed: number;
+  /** Up to here the ledger has a row of everything that a restore could ask for. */
+  reconciledId: Buffer;
   aliases: number;
   length: number;
   lastId: Buffer;
@@ -108,6 +111,7 @@ export async function buildSideKey(
   const groups = [...known.groups.values()];
   const acknowledged = await Promise.all(groups.map((group) => readAcknowledged(ledger.pool, group.groupId)));
   const deleted = await readDeleted(ledger, known.streamId);
+  const kept = new KeptEntries(context, known, new Map(groups.map(({ groupId }, at) => [groupId, acknowledged[at]!])));
   let low = previousEntryId(known.floorId);
   if (groups.length > 0) {
     const checkpoint = acknowledged.reduce((least, set) => minEntryId(least, set.checkpointId), ENTRY_ID_MAX);
@@ -120,6 +124,8 @@ export async function buildSideKey(
     restored: 0,
     merged: 0,
     unknown: 0,
+    observed: 0,
+    reconciledId: ENTRY_ID_ZERO,
     aliases: 0,
     length: 0,
     lastId: ENTRY_ID_ZERO,
@@ -131,11 +137,11 @@ export async function buildSideKey(
   try {
     // How many entries stand at or below each group's checkpoint: for entries-read.
     const below = groups.map(() => -1);
-    const displaced: KvEntry[] = [];
+    const displaced: Displaced[] = [];
     let frames = Buffer.allocUnsafeSlow(FRAMES_BYTES);
     let bytes = 0;
     let commands = 0;
-    let taken = 0;
+    let used = 0;
     const expire = request(['PEXPIRE', side, String(SIDE_KEY_TTL_MS)]);
     const flush = (): void => {
       writer.write(frames.subarray(0, bytes), commands);
@@ -162,7 +168,7 @@ export async function buildSideKey(
         if (below[index]! < 0 && entry.id.compare(acknowledged[index]!.checkpointId) > 0) below[index] = build.length;
       });
       const { maxlen } = entry;
-      taken += entryBytes(entry.fields);
+      used += entryBytes(entry.fields);
       reserve(restoringXaddLengthMax(side, entry.fields));
       bytes = writeRestoringXadd(frames, bytes, side, formatEntryId(entry.id), entry.fields, maxlen);
       commands += 1;
@@ -178,7 +184,8 @@ export async function buildSideKey(
       build.lastId = entry.id;
     };
 
-    const fromKv = new Head(kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO));
+    const present = kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO);
+    const fromKv = new Head(withoutTrimmed(ledger, known, present));
     for (let steps = 1; ; steps += 1) {
       const theirs = build.seen === undefined ? undefined : (fromKv.ready ?? (await fromKv.fill()));
       // With the window full, all that is left to do is to merge what is there.
@@ -186,50 +193,48 @@ export async function buildSideKey(
       const ours = fromLedger.ready ?? (await fromLedger.fill());
       if (ours === undefined && theirs === undefined) break;
       const order = ours === undefined ? 1 : theirs === undefined ? -1 : ours.id.compare(theirs.id);
+      const whole = build.windowId === undefined;
+      // Of an ID that holds other fields neither a deletion nor an acknowledgement was meant for what has it now.
+      const taken = order === 0 && !ours!.fields.equals(theirs!.fields);
       if (order <= 0) {
         fromLedger.advance();
-        const wanted = !deleted.has(ours!.id) && isWanted(acknowledged, ours!.id);
-        if (order < 0) {
-          if (wanted && build.windowId === undefined && taken + entryBytes(ours!.fields) > room) {
-            build.windowId = previousEntryId(ours!.id);
-          }
-          if (wanted && build.windowId === undefined) {
+        const wanted = whole && !deleted.has(ours!.id) && isWanted(acknowledged, ours!.id);
+        if (order < 0 && wanted) {
+          if (used + entryBytes(ours!.fields) > room) build.windowId = previousEntryId(ours!.id);
+          else {
             put(ours!);
             build.restored += 1;
           }
-        } else if (wanted && !ours!.fields.equals(theirs!.fields)) displaced.push(ours!);
+        } else if (taken && wanted) displaced.push({ theirs: theirs!, ours: ours! });
+        else if (taken && whole) kept.replace(theirs!);
       }
       if (order >= 0) {
         fromKv.advance();
-        if (!deleted.has(theirs!.id) && theirs!.id.compare(known.floorId) >= 0) {
+        if (taken || !deleted.has(theirs!.id)) {
           put(theirs!);
           build.merged += 1;
           if (order > 0) build.unknown += 1;
+          if (order > 0 && whole && theirs!.id.compare(low) > 0) kept.add(theirs!);
         }
       }
+      if (kept.full) await kept.flush();
       if (steps % STEPS_PER_CHECK === 0) {
         await writer.ready();
         refuse(writer);
       }
     }
-    if (build.windowId !== undefined && displaced.length > 0) {
-      // New IDs come after all others: not before the window is closed.
-      build.windowId = minEntryId(build.windowId, previousEntryId(displaced[0]!.id));
-      displaced.length = 0;
+    await kept.flush();
+    // Those of a windowed build come with what is left, which they are above.
+    const newIds = await kept.displace(displaced, maxEntryId(build.lastId, known.lastId));
+    build.unknown += displaced.length;
+    build.aliases = displaced.length;
+    build.observed = kept.observed;
+    if (build.windowId === undefined) {
+      for (const [at, { ours }] of displaced.entries()) put({ id: newIds[at]!, fields: ours.fields });
+      build.restored += displaced.length;
     }
-    for (const entry of displaced) {
-      const next = nextEntryId(maxEntryId(build.lastId, known.lastId));
-      const id = maxEntryId(next, entryIdFrom(Date.now(), 0));
-      await ledger.pool.query('SELECT holdfast.alias_entry($1, $2, $3, $4)', [
-        context.leaderEpoch,
-        known.streamId,
-        entry.id,
-        id,
-      ]);
-      put({ id, fields: entry.fields });
-      build.restored += 1;
-      build.aliases += 1;
-    }
+    // Behind the edge nobody has looked.
+    build.reconciledId = build.windowId ?? build.lastId;
 
     // A stream may be all groups and no entries.
     const finish: KvArgument[][] = [];
