@@ -187,6 +187,23 @@ test('an acknowledgement may be forgotten when the ledger had been down since th
   expect(wrong(story.verdict(FLUSHALL_AT_10S))).toEqual({ redeliveredUnbounded: 1 });
 });
 
+test('one in a script may be forgotten when the KV store could not be read since then', () => {
+  const story = tell();
+  const inScript = { stream: streamIndex('chaos:transactions'), group: 1 };
+  const pause: StruckFault = {
+    ...{ nemesis: 'kv-pause', resource: 'kv', index: 0, fraction: 0, losesData: undefined },
+    ...{ beginMs: 5500, healMs: 9990, healedMs: 9995 },
+  };
+  story.add(1, 1000, 1, inScript.stream);
+  for (const group of [0, 1, 2]) story.handle(1, 5000, 1, { ...inScript, group });
+  story.deliver(1, 10_500, 1, inScript);
+  expect(wrong(story.verdict(pause, FLUSHALL_AT_10S))).toEqual({});
+  expect(wrong(story.verdict(FLUSHALL_AT_10S))).toEqual({ redeliveredUnbounded: 1 });
+  // One that was told to Holdfast is recorded whether the KV store answers or not.
+  story.deliver(1, 10_500, 1, { ...inScript, group: 0 });
+  expect(wrong(story.verdict(pause, FLUSHALL_AT_10S))).toEqual({ redeliveredUnbounded: 1 });
+});
+
 test('redelivery without any loss of data is outside the bound', () => {
   const story = tell();
   story.add(1, 0, 1);

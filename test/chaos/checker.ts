@@ -14,16 +14,7 @@
  */
 import { EventTable, isIdBelow, readersOf, STATE, slotOf } from './event-table.ts';
 import { DELIVERY, type HistoryRecord, KIND, OBSERVED, WRONG_FIELDS } from './history.ts';
-import {
-  excuses,
-  FLUSH_MS,
-  FlightLog,
-  isCalm,
-  isSettled,
-  lossesOf,
-  SCRIPT_FLUSH_MS,
-  type StruckFault,
-} from './losses.ts';
+import { type Acknowledging, excuses, FlightLog, isCalm, isSettled, lossesOf, type StruckFault } from './losses.ts';
 import { CONSUMERS, STREAMS } from './workload.ts';
 
 export interface Finding {
@@ -107,9 +98,9 @@ const SCRIPT_ACKNOWLEDGED = new Set(
     .flatMap((plan) => plan.streams.map((stream) => `${stream} ${plan.group}`)),
 );
 
-function isScriptAcknowledged(stream: number, group: number): boolean {
+function acknowledging(stream: number, group: number): Acknowledging {
   const { name, groups } = STREAMS[stream]!;
-  return SCRIPT_ACKNOWLEDGED.has(`${name} ${groups[group]}`);
+  return SCRIPT_ACKNOWLEDGED.has(`${name} ${groups[group]}`) ? 'script' : 'plain';
 }
 
 /** What does not fit the columns: second and later deliveries and tellings, and those under another ID. */
@@ -291,7 +282,7 @@ export function createChecker(): Checker {
 
   function verdict(faults: readonly StruckFault[]): Verdict {
     const losses = lossesOf(faults);
-    const flights = { plain: new FlightLog(FLUSH_MS), script: new FlightLog(SCRIPT_FLUSH_MS) };
+    const flights = { plain: new FlightLog('plain'), script: new FlightLog('script') };
     const counts = {
       ...{ invoked: 0, acknowledged: 0, failed: 0, unknown: 0, unknownDelivered: 0, handled: 0, phantoms: 0 },
       ...{ lost: 0, observedLost: 0, observedUnsettledLost: 0, renamed: 0, doubled: 0 },
@@ -355,11 +346,9 @@ export function createChecker(): Checker {
           .map((other) => other.atMs);
         const slot = slotOf(number, group);
         if (isSeenId && table.toldAt[slot] !== 0) tellings.push(table.toldAt[slot]! - 1);
-        const flushMs = isScriptAcknowledged(stream, group) ? SCRIPT_FLUSH_MS : FLUSH_MS;
+        const how = acknowledging(stream, group);
         // A read that was sent before the acknowledgement was answered may have been served before it.
-        const recorded = tellings.find(
-          (at) => at < readAtMs && !losses.some((loss) => excuses(loss, at, atMs, flushMs)),
-        );
+        const recorded = tellings.find((at) => at < readAtMs && !losses.some((loss) => excuses(loss, at, atMs, how)));
         if (recorded === undefined) return;
         counts.redeliveredUnbounded += 1;
         report({ what: `delivered again, acknowledgement answered at ${recorded}`, ...finding });
@@ -388,8 +377,11 @@ export function createChecker(): Checker {
           const slot = slotOf(number, group);
           if (table.handledAt[slot] !== 0) counts.handled += 1;
           if (table.deliveredAt[slot] === 0) continue;
-          const log = isScriptAcknowledged(table.stream[number]!, group) ? flights.script : flights.plain;
-          log.add(table.deliveredAt[slot]! - 1, table.handledAt[slot]! - 1, table.toldAt[slot]! - 1);
+          flights[acknowledging(table.stream[number]!, group)].add(
+            table.deliveredAt[slot]! - 1,
+            table.handledAt[slot]! - 1,
+            table.toldAt[slot]! - 1,
+          );
         }
         const entries = later.get(`${table.writer}-${number}`);
         if (entries !== undefined) judgeLater(table, number, entries);

@@ -20,25 +20,37 @@ export interface Loss {
   readonly untilMs: number;
   /** By then all must have been restored, other faults that kept it from that included. */
   readonly restoredByMs: number;
-  /** Acknowledgements could not be recorded since then, because the ledger or a sidecar was broken as well. */
-  readonly unrecordedSinceMs: number;
+  /** What was acknowledged before then had been recorded, though the ledger, a sidecar or the way to the KV store was broken as well. */
+  readonly recordedUntilMs: Readonly<Record<Acknowledging, number>>;
 }
+
+/** By XACK through Holdfast, or inside a script, where it can only be found by comparison. */
+export type Acknowledging = 'plain' | 'script';
 
 /** After the last fault was healed, the restore may take this long. */
 export const SETTLE_MS = 5000;
-/** Acknowledgements are recorded every 200 ms; the rest is what the commit may take on a busy machine. */
-export const FLUSH_MS = 1500;
-/** Acknowledgements inside scripts are found by comparison, at every checkpoint (1000 ms), which a busy machine misses once. */
-export const SCRIPT_FLUSH_MS = 3500;
+/** `withinMs`: how long recording an acknowledgement may take where nothing hinders it. */
+const RECORDING: Readonly<Record<Acknowledging, { withinMs: number; isHinderedBy(fault: StruckFault): boolean }>> = {
+  // They are recorded every 200 ms; the rest is what the commit may take on a busy machine.
+  plain: { withinMs: 1500, isHinderedBy: ({ resource }) => HINDERS_COMMITS.has(resource) },
+  // Each checkpoint finds them (1000 ms), which a busy machine misses once; it reads the KV store for that.
+  script: {
+    withinMs: 3500,
+    isHinderedBy: ({ resource, nemesis }) =>
+      HINDERS_COMMITS.has(resource) || resource === 'kv-link' || nemesis === 'kv-pause',
+  },
+};
+const HINDERS_COMMITS = new Set(['ledger', 'ledger-link', 'sidecar']);
 /** The reconciler looks every second. */
 const RECONCILE_MS = 3000;
-const HINDERS_RECORDING = new Set(['ledger', 'ledger-link', 'sidecar']);
 
 export function lossesOf(faults: readonly StruckFault[]): Loss[] {
-  const hindrances = faults.filter((fault) => HINDERS_RECORDING.has(fault.resource));
-  function hinderedSince(atMs: number): number {
-    const earlier = hindrances.find((fault) => fault.beginMs < atMs && atMs <= fault.healedMs + FLUSH_MS);
-    return earlier === undefined ? atMs : hinderedSince(earlier.beginMs);
+  function recordedUntil(atMs: number, how: Acknowledging): number {
+    const { withinMs, isHinderedBy } = RECORDING[how];
+    const earlier = faults.find(
+      (fault) => isHinderedBy(fault) && fault.beginMs < atMs && atMs <= fault.healedMs + withinMs,
+    );
+    return earlier === undefined ? atMs - withinMs : recordedUntil(earlier.beginMs, how);
   }
   // While another fault lasts, the restore may have to wait.
   function hinderedUntil(atMs: number): number {
@@ -55,15 +67,15 @@ export function lossesOf(faults: readonly StruckFault[]): Loss[] {
         fromMs,
         untilMs: fault.healedMs,
         restoredByMs: hinderedUntil(fault.healedMs) + SETTLE_MS,
-        unrecordedSinceMs: hinderedSince(fromMs),
+        recordedUntilMs: { plain: recordedUntil(fromMs, 'plain'), script: recordedUntil(fromMs, 'script') },
       },
     ];
   });
 }
 
 /** May this loss be why an entry whose acknowledgement was answered at `toldMs` came again at `againMs`? */
-export function excuses(loss: Loss, toldMs: number, againMs: number, flushMs: number): boolean {
-  return againMs >= loss.fromMs && toldMs >= loss.unrecordedSinceMs - flushMs && toldMs <= loss.restoredByMs;
+export function excuses(loss: Loss, toldMs: number, againMs: number, how: Acknowledging): boolean {
+  return againMs >= loss.fromMs && toldMs >= loss.recordedUntilMs[how] && toldMs <= loss.restoredByMs;
 }
 
 /** Faults that only stop producers or consumers do not keep Holdfast from seeing what is written. */
@@ -99,13 +111,12 @@ const ANSWER_MS = 5000;
 
 /** Of events and groups: when each was delivered first, and since when it was no longer in flight. */
 export class FlightLog {
-  readonly #flushMs: number;
+  readonly #how: Acknowledging;
   readonly #deliveredMs: number[] = [];
   readonly #landedMs: number[] = [];
 
-  /** `flushMs`: how long an acknowledgement may take to be recorded. */
-  constructor(flushMs: number) {
-    this.#flushMs = flushMs;
+  constructor(how: Acknowledging) {
+    this.#how = how;
   }
 
   /** `handledMs`: XACK was sent; `toldMs`: it was answered. Negative: never. */
@@ -119,9 +130,9 @@ export class FlightLog {
   redeliveriesMax(losses: readonly Loss[]): number {
     const delivered = Float64Array.from(this.#deliveredMs).sort();
     const landed = Float64Array.from(this.#landedMs).sort();
-    return losses.reduce((sum, { fromMs, untilMs, unrecordedSinceMs }) => {
+    return losses.reduce((sum, { fromMs, untilMs, recordedUntilMs }) => {
       const inFlight = countUpTo(delivered, untilMs) - countUpTo(landed, fromMs);
-      return sum + inFlight + countUpTo(landed, fromMs) - countUpTo(landed, unrecordedSinceMs - this.#flushMs);
+      return sum + inFlight + countUpTo(landed, fromMs) - countUpTo(landed, recordedUntilMs[this.#how]);
     }, 0);
   }
 }
