@@ -54,6 +54,8 @@ interface Cell extends CacheCounters {
   readonly family: string;
   /** What keys of this cell begin with, where that says it all. */
   readonly prefix: Buffer | undefined;
+  /** The same, four bytes at a time, as far as that goes. */
+  readonly prefixWords: Int32Array;
   /** Of `prefix`: which pattern names all such keys; -1 for none, undefined where each key must be asked. */
   readonly pattern: number | undefined;
   lookupsSeen: number;
@@ -75,6 +77,8 @@ const FAMILY_SLASHES = 5;
 /** Longer scopes are not worth a cell of their own. */
 const PREFIX_BYTES_MAX = 512;
 
+const NOTHING = Buffer.alloc(0);
+
 export const NOT_NAMED = -1;
 
 export class CacheStatistics {
@@ -85,6 +89,9 @@ export class CacheStatistics {
   private readonly byName = new Map<string, number>();
   /** The cell found last: lookups of one kind come in rows. */
   private latest = -1;
+  /** The buffer that was read last, which is mostly the next one as well. */
+  private viewed: Buffer = NOTHING;
+  private view: DataView = new DataView(NOTHING.buffer, NOTHING.byteOffset, 0);
   /** By pattern: the cell of its keys in no scope, once there is one. */
   private readonly unscoped: number[] = [];
   /** Totals at the ticks of the last hour. */
@@ -129,7 +136,7 @@ export class CacheStatistics {
 
   private any(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | ''): number {
     const latest = this.cells[this.latest];
-    if (latest !== undefined && startsWith(buffer, start, end, latest.prefix!)) return this.latest;
+    if (latest !== undefined && this.isOf(latest, buffer, start, end)) return this.latest;
     const prefixEnd = familyEnd(buffer, start, end);
     if (prefixEnd > 0 && prefixEnd - start <= PREFIX_BYTES_MAX) {
       const mark = this.cellAt(buffer, start, prefixEnd);
@@ -146,10 +153,11 @@ export class CacheStatistics {
     return this.firstMatch(key, 0, key.length);
   }
 
-  hit(mark: number, bytes: number): void {
+  /** `bytes`: of all `hits` together. */
+  hit(mark: number, bytes: number, hits = 1): void {
     const cell = this.cells[mark];
     if (cell === undefined) return;
-    cell.hits += 1;
+    cell.hits += hits;
     cell.hitBytes += bytes;
   }
 
@@ -226,7 +234,7 @@ export class CacheStatistics {
 
   private named(buffer: Buffer, start: number, end: number, scopePrefix: Buffer | ''): number {
     const latest = this.cells[this.latest];
-    if (latest?.prefix !== undefined && latest.pattern !== undefined && startsWith(buffer, start, end, latest.prefix)) {
+    if (latest !== undefined && latest.pattern !== undefined && this.isOf(latest, buffer, start, end)) {
       return latest.pattern === NOT_NAMED ? NOT_NAMED : this.latest;
     }
     const prefixEnd = familyEnd(buffer, start, end);
@@ -241,6 +249,20 @@ export class CacheStatistics {
     const { text } = this.patterns[pattern]!;
     if (scopePrefix !== '') return this.namedCell(scopePrefix.toString(), text);
     return (this.unscoped[pattern] ??= this.namedCell('', text));
+  }
+
+  /** Whether a key begins with the prefix of its cell. */
+  private isOf({ prefix, prefixWords }: Cell, buffer: Buffer, start: number, end: number): boolean {
+    if (prefix === undefined || end - start < prefix.length) return false;
+    if (this.viewed !== buffer) {
+      this.viewed = buffer;
+      this.view = new DataView(buffer.buffer, buffer.byteOffset, buffer.length);
+    }
+    const { view } = this;
+    const words = prefixWords.length;
+    for (let i = 0; i < words; i += 1) if (view.getInt32(start + i * 4, true) !== prefixWords[i]) return false;
+    for (let i = words * 4; i < prefix.length; i += 1) if (buffer[start + i] !== prefix[i]) return false;
+    return true;
   }
 
   private mayMatch(buffer: Buffer, start: number, end: number): boolean {
@@ -300,10 +322,15 @@ export class CacheStatistics {
 
   private newCell(scope: string, family: string, prefix?: Buffer, pattern?: number): number {
     const mark = this.free.pop() ?? this.cells.length;
-    this.cells[mark] = { ...noCounters(), scope, family, prefix, pattern, lookupsSeen: 0, idleTicks: 0 };
+    const prefixWords = wordsOf(prefix ?? NOTHING);
+    this.cells[mark] = { ...noCounters(), scope, family, prefix, prefixWords, pattern, lookupsSeen: 0, idleTicks: 0 };
     if (prefix === undefined) this.byName.set(nameOf(scope, family), mark);
     return mark;
   }
+}
+
+function wordsOf(bytes: Buffer): Int32Array {
+  return Int32Array.from({ length: bytes.length >> 2 }, (_, at) => bytes.readInt32LE(at * 4));
 }
 
 function joined(prefix: Buffer, buffer: Buffer, start: number, end: number): Buffer {

@@ -136,7 +136,7 @@ function glance(
       if (leases?.anyLapsed === true) return EXCHANGE;
       return statistics.anyMark(buffer, start + bounds[keyAt * 2]!, start + bounds[keyAt * 2 + 1]!, prefix);
     },
-    answered: (mark, replyBytes) => statistics.hit(mark, replyBytes),
+    answered: (mark, replies, bytes) => statistics.hit(mark, bytes, replies),
     form: { head: FORM_HEAD, argumentsFrom: keyAt, tail: FORM_TAIL },
   };
 }

@@ -111,8 +111,8 @@ export interface Glance {
     prefix: Buffer | undefined,
     session: SessionView,
   ): number;
-  /** A reply has passed: its length with framing. */
-  answered(mark: number, replyBytes: number): void;
+  /** So many replies have passed: their length with framing, together. */
+  answered(mark: number, replies: number, bytes: number): void;
   /**
    * `args` are the client's own, keys prefixed where the command needs nothing else in a scope. Only `onReply` and
    * `onLost` have a meaning any more.

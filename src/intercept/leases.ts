@@ -43,7 +43,7 @@ function getInterceptor(parts: LeaseParts): Interceptor {
     glance: {
       look: (buffer, start, bounds, argc, prefix) =>
         argc === 2 ? statistics.mark(buffer, start + bounds[2]!, start + bounds[3]!, prefix) : PLAIN,
-      answered: (mark, replyBytes) => statistics.hit(mark, replyBytes),
+      answered: (mark, replies, bytes) => statistics.hit(mark, bytes, replies),
       late: see,
     },
   };

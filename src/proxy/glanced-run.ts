@@ -62,11 +62,15 @@ export class GlancedRun {
     return this.glance.errorsOnly === true;
   }
 
-  /** The next reply has been delivered. */
-  answered(replyBytes: number): void {
+  get uniform(): boolean {
+    return typeof this.marks === 'number';
+  }
+
+  /** The next replies, one where marks differ, have been delivered. */
+  answered(replies: number, bytes: number): void {
     const { marks } = this;
-    this.glance.answered(typeof marks === 'number' ? marks : marks[this.next]!, replyBytes);
-    this.passed();
+    this.glance.answered(typeof marks === 'number' ? marks : marks[this.next]!, replies, bytes);
+    this.passed(replies);
   }
 
   /** The next reply is this error, or null. */
@@ -79,9 +83,9 @@ export class GlancedRun {
     this.exchange().lost(cause);
   }
 
-  private passed(): void {
-    this.next += 1;
-    this.left -= 1;
+  private passed(replies: number): void {
+    this.next += replies;
+    this.left -= replies;
     if (this.left === 0) this.slab.release();
   }
 
@@ -98,7 +102,7 @@ export class GlancedRun {
     // The exchange may outlive the run.
     const request = Buffer.from(buffer.subarray(at, at + length));
     this.readAt = at + length;
-    this.passed();
+    this.passed(1);
     const args: Buffer[] = [];
     for (let i = 0; i < scanner.argc; i += 1) {
       args.push(request.subarray(scanner.bounds[i * 2]!, scanner.bounds[i * 2 + 1]!));

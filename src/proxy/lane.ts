@@ -323,6 +323,8 @@ export class Lane {
         done += 1;
       } while (done < owed && at < length && buffer[at] !== PUSH && !onlyOne);
     } else {
+      const { uniform } = glances;
+      let bytes = 0;
       do {
         const from = at;
         if (scanner.atBoundary) this.glancedBytes = 0;
@@ -330,8 +332,10 @@ export class Lane {
         this.glancedBytes += at - from;
         if (!scanner.complete) break;
         done += 1;
-        glances.answered(this.glancedBytes);
+        if (uniform) bytes += this.glancedBytes;
+        else glances.answered(1, this.glancedBytes);
       } while (done < owed && at < length && buffer[at] !== PUSH && !isTaken(glances, buffer, at, length));
+      if (uniform && done > 0) glances.answered(done, bytes);
     }
     if (scanner.malformed) return this.notResp(length);
     if (scanner.complete) this.mode = BETWEEN;

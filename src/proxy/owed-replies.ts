@@ -45,8 +45,10 @@ export interface OwedConfirmations {
 export interface GlancedReplies {
   /** Replies that are null are not taken. */
   readonly errorsOnly: boolean;
-  /** A reply has been delivered. */
-  answered(replyBytes: number): void;
+  /** Replies in a row can be told of together. */
+  readonly uniform: boolean;
+  /** The next replies, so many, have been delivered. */
+  answered(replies: number, bytes: number): void;
   take(frame: Buffer): void;
   lost(cause: HoldfastError): void;
 }

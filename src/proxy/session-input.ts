@@ -150,6 +150,8 @@ export class SessionInput {
     let at = start;
     let runStart = start;
     let runCount = 0;
+    // It was so for the request before, of the same run, and nothing has been done since that could change it.
+    let onFastPath = false;
 
     while (at < end) {
       if (this.session.pins & Pin.raw) {
@@ -162,6 +164,7 @@ export class SessionInput {
         if (reached < 0) return at - reached - 1;
         at = reached;
         runStart = at;
+        onFastPath = false;
         if (this.session.holds !== 0) return at;
         continue;
       }
@@ -176,7 +179,7 @@ export class SessionInput {
         const { bounds } = scanner;
         const command = table.lookupBytes(buffer, at + bounds[0]!, at + bounds[1]!);
         plan = command === undefined ? plans.unknown : plans.plans[command.index]!;
-        const mark = plan.glance === undefined ? PLAIN : this.glanceAt(plan, buffer, at);
+        const mark = plan.glance === undefined ? PLAIN : this.glanceAt(plan, buffer, at, onFastPath);
         if (mark >= 0) {
           const { form } = plan.glance!;
           if (this.glancedPlan !== plan || this.form !== form) {
@@ -189,9 +192,11 @@ export class SessionInput {
           this.note(mark, runCount);
           this.session.lastCommand = plan.command!.name;
           this.session.commandsTotal += 1;
-          if (rewrites(plan, form)) this.appendRewritten(plan, form, buffer, at, at + length);
+          const rewritten = rewrites(plan, form);
+          if (rewritten) this.appendRewritten(plan, form, buffer, at, at + length);
           at += length;
           scanner.reset();
+          onFastPath = runCount > 0 && !rewritten;
           runCount += 1;
           if (this.session.inFlight + runCount >= limits.pipelineDepthMax) {
             this.sendRun(buffer, runStart, at, runCount);
@@ -204,8 +209,10 @@ export class SessionInput {
           this.sendRun(buffer, runStart, at, runCount);
           runStart = at;
           runCount = 0;
+          onFastPath = false;
         }
         if (plan.prefixedKeys !== undefined && mark !== EXCHANGE && this.onFastPath()) {
+          onFastPath = false;
           // Part of the run: only its bytes are on their way before the others'.
           if (at > runStart) this.session.lane!.out.append(buffer, runStart, at);
           this.session.lastCommand = plan.command!.name;
@@ -222,11 +229,12 @@ export class SessionInput {
           }
           continue;
         }
-        if ((plan.simple || (plan.glance !== undefined && mark === PLAIN)) && this.onFastPath()) {
+        if ((plan.simple || (plan.glance !== undefined && mark === PLAIN)) && (onFastPath || this.onFastPath())) {
           this.session.lastCommand = command === undefined ? 'unknown' : command.name;
           this.session.commandsTotal += 1;
           at += length;
           scanner.reset();
+          onFastPath = runCount > 0;
           runCount += 1;
           if (this.session.inFlight + runCount >= limits.pipelineDepthMax) {
             this.sendRun(buffer, runStart, at, runCount);
@@ -238,6 +246,7 @@ export class SessionInput {
       }
       this.sendRun(buffer, runStart, at, runCount);
       runCount = 0;
+      onFastPath = false;
       const request = scanner.argc > 0 ? this.readRequest(plan, buffer, at, length) : undefined;
       at += length;
       runStart = at;
@@ -299,8 +308,8 @@ export class SessionInput {
   }
 
   /** What a glance makes of the request that the scanner has just found. */
-  private glanceAt(plan: CommandPlan, buffer: Buffer, start: number): number {
-    if (this.session.pinned || !this.onFastPath()) return EXCHANGE;
+  private glanceAt(plan: CommandPlan, buffer: Buffer, start: number, onFastPath: boolean): number {
+    if (this.session.pinned || !(onFastPath || this.onFastPath())) return EXCHANGE;
     const { bounds, argc } = this.scanner;
     return plan.glance!.look(buffer, start, bounds, argc, this.session.identity?.keyPrefix, this.session);
   }
