@@ -2,6 +2,8 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { commandLineOf } from '../src/embedded/process-facts.ts';
 import { replyValue } from '../src/resp/reply.ts';
+import { startTcpProxy } from './chaos/tcp-proxy.ts';
+import { startLedgerLink } from './support/ledger-link.ts';
 import { launch, pidIn, serve } from './support/program.ts';
 import { connectRaw } from './support/raw-client.ts';
 import { startRedis, startTestPostgres, temporaryDirectory } from './support/servers.ts';
@@ -83,5 +85,21 @@ describe('holdfast serve with existing servers', () => {
     program.child.kill('SIGTERM');
     expect((await reply).bytes.toString()).toBe('OK');
     expect(await program.exited).toBe(0);
+  });
+
+  it('ends although the peers of its connections have fallen silent', { timeout: 60_000 }, async () => {
+    const redis = await startRedis();
+    const kvLink = await startTcpProxy(() => redis.port);
+    const { link: ledgerLink, url } = await startLedgerLink((await startTestPostgres()).url);
+    try {
+      const program = await serve(['--kv', `redis://127.0.0.1:${kvLink.port}`, '--database', url]);
+      const client = await connectRaw(program.port);
+      await client.send('XADD', 's', '*', 'n', '1');
+      for (const link of [kvLink, ledgerLink]) link.hold(['toServer', 'toClient']);
+      program.child.kill('SIGTERM');
+      expect(await program.exited).toBe(0);
+    } finally {
+      for (const link of [kvLink, ledgerLink]) await link.close();
+    }
   });
 });

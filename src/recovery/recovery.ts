@@ -117,6 +117,7 @@ export class Recovery {
   #era = 0;
   #identity: ServerIdentity | undefined;
   #connection: KvConnection | undefined;
+  #connecting: Promise<KvConnection> | undefined;
   #looking: Promise<void> | undefined;
   #lookAgain: Promise<void> | undefined;
   #tick: NodeJS.Timeout | undefined;
@@ -492,9 +493,21 @@ export class Recovery {
     this.#closeLanes?.(undefined, cause);
   }
 
-  async #connect(): Promise<KvConnection> {
-    if (this.#connection?.open === true) return this.#connection;
+  /** One connection for all who ask at once: of two nobody would ever close the first. Rejects with KVDOWN. */
+  #connect(): Promise<KvConnection> {
+    if (this.#connection?.open === true) return Promise.resolve(this.#connection);
+    this.#connecting ??= this.#open().finally(() => {
+      this.#connecting = undefined;
+    });
+    return this.#connecting;
+  }
+
+  async #open(): Promise<KvConnection> {
     const connection = await KvConnection.open(this.#address, COMMAND_TIMEOUT_MS);
+    if (this.#stopped) {
+      connection.close();
+      throw new HoldfastError('KVDOWN', 'Holdfast is stopping');
+    }
     this.#connection = connection;
     connection.onClose(() => {
       if (this.#connection !== connection || this.#stopped) return;

@@ -49,6 +49,8 @@ export interface WorkerChaosReport extends Verdict {
   readonly load: readonly [number, number];
   readonly workerKills: number;
   readonly kvKills: number;
+  /** What was killed when, in seconds since the start: for whoever asks why something came late. */
+  readonly kills: readonly string[];
   /** In all, without the KV store, and without any worker that is ready. */
   readonly kvAwaySeconds: number;
   readonly workersAwaySeconds: number;
@@ -167,6 +169,8 @@ async function run(
   let calm = false;
   let workerKills = 0;
   let kvKills = 0;
+  const kills: string[] = [];
+  const noteKill = (what: string): void => void kills.push(`${((Date.now() - startedAt) / 1000).toFixed(1)} ${what}`);
   const outages: Span[] = [];
   async function every(meanMs: number, strike: () => Promise<void>): Promise<void> {
     if (meanMs === 0) return;
@@ -180,11 +184,13 @@ async function run(
   const nemeses = [
     every(options.killWorkerMs, async () => {
       const slot = victims.integer(0, options.workers - 1);
+      noteKill(`worker ${slot}`);
       await killTree(workers[slot]!);
       workerKills += 1;
     }),
     every(options.killKvMs, async () => {
       const from = Date.now();
+      noteKill('KV store');
       await kv.kill9();
       await sleep(KV_DOWN_MS);
       await kv.restart();
@@ -260,10 +266,11 @@ async function run(
     load: [Math.round(loads.reduce((sum, load) => sum + load, 0) / loads.length), availableParallelism()],
     workerKills,
     kvKills,
+    kills,
     kvAwaySeconds: secondsOf(outages),
     workersAwaySeconds: secondsOf(presence.absences.slice(1)),
     ...judge(
-      options,
+      { ...options, startedAt },
       added,
       addedAt,
       union([...outages, ...presence.absences]),

@@ -41,7 +41,7 @@ export interface Note {
 
 /** `outages` do not overlap. */
 export function judge(
-  options: { readonly seed: string; readonly judgeStalls: boolean },
+  options: { readonly seed: string; readonly judgeStalls: boolean; readonly startedAt: number },
   added: ReadonlyMap<string, number>,
   addedAt: ReadonlyMap<string, number>,
   outages: readonly Span[],
@@ -93,8 +93,13 @@ export function judge(
     for (const [attempt, late] of retriesOf(options.seed, event, own)) {
       const lateMs = withoutOutages(late.due, late.at, outages);
       lateness.push(lateMs);
-      if (options.judgeStalls && lateMs > STALL_MS)
-        find('late retry', `${id}: attempt ${attempt} began ${Math.round(lateMs)} ms after it was due, less outages`);
+      if (options.judgeStalls && lateMs > STALL_MS) {
+        const dueAt = ((late.due - options.startedAt) / 1000).toFixed(1);
+        find(
+          'late retry',
+          `${id}: attempt ${attempt}, due at ${dueAt} s, began ${Math.round(lateMs)} ms late, less outages`,
+        );
+      }
     }
   }
   for (const [id, reports] of deadLetters)
