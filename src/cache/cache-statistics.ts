@@ -7,6 +7,7 @@
  * that counting a hit takes no allocation. Cells are bounded: what comes beyond is counted under the scope `…`, and so
  * is, after an hour of silence, what was counted before.
  */
+import { LastView } from '../resp/last-view.ts';
 import type { KeyPattern } from './key-pattern.ts';
 
 export interface CacheCounters {
@@ -89,9 +90,7 @@ export class CacheStatistics {
   private readonly byName = new Map<string, number>();
   /** The cell found last: lookups of one kind come in rows. */
   private latest = -1;
-  /** The buffer that was read last, which is mostly the next one as well. */
-  private viewed: Buffer = NOTHING;
-  private view: DataView = new DataView(NOTHING.buffer, NOTHING.byteOffset, 0);
+  private readonly words = new LastView();
   /** By pattern: the cell of its keys in no scope, once there is one. */
   private readonly unscoped: number[] = [];
   /** Totals at the ticks of the last hour. */
@@ -254,14 +253,10 @@ export class CacheStatistics {
   /** Whether a key begins with the prefix of its cell. */
   private isOf({ prefix, prefixWords }: Cell, buffer: Buffer, start: number, end: number): boolean {
     if (prefix === undefined || end - start < prefix.length) return false;
-    if (this.viewed !== buffer) {
-      this.viewed = buffer;
-      this.view = new DataView(buffer.buffer, buffer.byteOffset, buffer.length);
-    }
-    const { view } = this;
-    const words = prefixWords.length;
-    for (let i = 0; i < words; i += 1) if (view.getInt32(start + i * 4, true) !== prefixWords[i]) return false;
-    for (let i = words * 4; i < prefix.length; i += 1) if (buffer[start + i] !== prefix[i]) return false;
+    const view = this.words.of(buffer);
+    const { length } = prefixWords;
+    for (let i = 0; i < length; i += 1) if (view.getInt32(start + i * 4, true) !== prefixWords[i]) return false;
+    for (let i = length * 4; i < prefix.length; i += 1) if (buffer[start + i] !== prefix[i]) return false;
     return true;
   }
 

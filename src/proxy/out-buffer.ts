@@ -4,6 +4,7 @@
  *
  * Hot path: nothing is allocated for a request.
  */
+import { LastView, viewOf } from '../resp/last-view.ts';
 import { decimalDigits } from './integer.ts';
 
 const OUT_BYTES = 128 * 1024;
@@ -23,6 +24,10 @@ export class OutBuffer {
   /** Gives whether the write finished at once. */
   private readonly write: (bytes: Buffer) => boolean;
   private out: Buffer = NOTHING;
+  private outView: DataView = viewOf(NOTHING);
+  private readonly source = new LastView();
+  private readonly before = new LastView();
+  private readonly behind = new LastView();
   private outLength = 0;
   private flushScheduled = false;
 
@@ -32,6 +37,15 @@ export class OutBuffer {
 
   /** Appends `buffer[start, end)`. */
   append(buffer: Buffer, start: number, end: number): void {
+    this.appendSeen(this.source, buffer, start, end);
+  }
+
+  /** Appends bytes that are the same for one request after the other. */
+  appendFixed(bytes: Buffer): void {
+    this.appendSeen(this.behind, bytes, 0, bytes.length);
+  }
+
+  private appendSeen(seen: LastView, buffer: Buffer, start: number, end: number): void {
     const length = end - start;
     if (this.outLength + length > OUT_BYTES) {
       this.flush();
@@ -40,32 +54,60 @@ export class OutBuffer {
         return;
       }
     }
-    if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
-    if (length < COPIED_BYTES_MIN) {
-      const { out } = this;
-      let to = this.outLength;
-      for (let at = start; at < end; at += 1) out[to++] = buffer[at]!;
-    } else buffer.copy(this.out, this.outLength, start, end);
-    this.outLength += length;
+    if (this.out.length === 0) this.renew();
+    if (length < COPIED_BYTES_MIN) this.put(seen.of(buffer), start, end);
+    else {
+      buffer.copy(this.out, this.outLength, start, end);
+      this.outLength += length;
+    }
     this.flushSoon();
+  }
+
+  private renew(): void {
+    this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
+    this.outView = viewOf(this.out);
+  }
+
+  /** Copies few bytes for which there is room. */
+  private put(from: DataView, start: number, end: number): void {
+    const { outView } = this;
+    const wordsEnd = start + ((end - start) & ~3);
+    let to = this.outLength;
+    let at = start;
+    for (; at < wordsEnd; at += 4, to += 4) outView.setInt32(to, from.getInt32(at, true), true);
+    for (; at < end; at += 1, to += 1) outView.setUint8(to, from.getUint8(at));
+    this.outLength = to;
   }
 
   /** Appends `head`, `buffer[start, end)` and `tail`. */
   appendFramed(head: Buffer, buffer: Buffer, start: number, end: number, tail: Buffer): void {
     const length = head.length + end - start + tail.length;
     if (length > FRAMED_BYTES_MAX || this.outLength + length > OUT_BYTES || this.out.length === 0) {
-      this.append(head, 0, head.length);
+      this.appendFixed(head);
       this.append(buffer, start, end);
-      this.append(tail, 0, tail.length);
+      this.appendFixed(tail);
       return;
     }
-    // For so few bytes calls of `copy` cost more than the bytes.
-    const { out } = this;
-    let to = this.outLength;
-    for (let at = 0; at < head.length; at += 1) out[to++] = head[at]!;
-    for (let at = start; at < end; at += 1) out[to++] = buffer[at]!;
-    for (let at = 0; at < tail.length; at += 1) out[to++] = tail[at]!;
-    this.outLength = to;
+    this.put(this.before.of(head), 0, head.length);
+    this.put(this.source.of(buffer), start, end);
+    this.put(this.behind.of(tail), 0, tail.length);
+    this.flushSoon();
+  }
+
+  /** Appends `buffer[start, end)`, the line before a bulk string of so many bytes, and the `prefix` that it begins with. */
+  appendPrefix(buffer: Buffer, start: number, end: number, bytes: number, prefix: Buffer): void {
+    const length = end - start + BULK_LENGTH_BYTES_MAX + prefix.length;
+    if (length > FRAMED_BYTES_MAX || this.outLength + length > OUT_BYTES || this.out.length === 0) {
+      this.append(buffer, start, end);
+      if (this.outLength + BULK_LENGTH_BYTES_MAX > OUT_BYTES) this.flush();
+      if (this.out.length === 0) this.renew();
+      this.putBulkLength(bytes);
+      this.appendFixed(prefix);
+      return;
+    }
+    this.put(this.source.of(buffer), start, end);
+    this.putBulkLength(bytes);
+    this.put(this.before.of(prefix), 0, prefix.length);
     this.flushSoon();
   }
 
@@ -75,10 +117,7 @@ export class OutBuffer {
     setImmediate(this.flushLater);
   }
 
-  /** Appends the line before a bulk string of so many bytes. */
-  appendBulkLength(bytes: number): void {
-    if (this.outLength + BULK_LENGTH_BYTES_MAX > OUT_BYTES) this.flush();
-    if (this.out.length === 0) this.out = Buffer.allocUnsafeSlow(OUT_BYTES);
+  private putBulkLength(bytes: number): void {
     const { out } = this;
     const end = this.outLength + 1 + decimalDigits(bytes);
     out[this.outLength] = BULK;
@@ -91,7 +130,6 @@ export class OutBuffer {
     out[end] = CR;
     out[end + 1] = LF;
     this.outLength = end + 2;
-    this.flushSoon();
   }
 
   /** Writes what was appended in this turn. */

@@ -33,9 +33,9 @@ export function appendInForm(
     out.appendFramed(form.head, buffer, from, end, form.tail);
     return;
   }
-  out.append(form.head, 0, form.head.length);
+  out.appendFixed(form.head);
   appendPrefixed(out, buffer, start, from, end, request, keys, prefix);
-  out.append(form.tail, 0, form.tail.length);
+  out.appendFixed(form.tail);
 }
 
 /** Appends what stands from `from` on of the request in `buffer[start, end)`, with `prefix` before its keys. */
@@ -54,9 +54,7 @@ export function appendPrefixed(
   for (let i = keys.first; i <= last; i += keys.step) {
     const keyStart = start + bounds[i * 2]!;
     const keyLength = start + bounds[i * 2 + 1]! - keyStart;
-    out.append(buffer, copied, argumentStart(bounds, i, start));
-    out.appendBulkLength(keyLength + prefix.length);
-    out.append(prefix, 0, prefix.length);
+    out.appendPrefix(buffer, copied, argumentStart(bounds, i, start), keyLength + prefix.length, prefix);
     copied = keyStart;
   }
   out.append(buffer, copied, end);
