@@ -262,7 +262,7 @@ describe.each(kvKinds)('claims on %s', (kind) => {
   });
 
   test.each(['without a database', 'with a database'])(
-    'of 20 dead workers in a row are a permanent failure, %s',
+    '[14] of 20 dead workers in a row are a permanent failure, %s',
     async (mode) => {
       const kv = await startKv(kind);
       const redis = client(kv.url);
