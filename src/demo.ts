@@ -10,10 +10,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Redis } from 'ioredis';
+import type { Holdfast } from './composition/sidecar.ts';
 import { loadConfig } from './config/load-config.ts';
 import { HoldfastError, messageOf } from './errors.ts';
 import { createLogger } from './operations/logger.ts';
-import { type Holdfast, startHoldfast } from './serve.ts';
+import { startHoldfast } from './serve.ts';
 import type { Invocation, Subcommand } from './subcommand.ts';
 
 const STREAM = 'task-queue';
