@@ -8,7 +8,8 @@ import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { ioredisTarget, withoutPassword } from '../redis-url.ts';
 
-const RECONNECT_MS_MAX = 500;
+/** The longest pause before a connection is tried again. */
+export const RECONNECT_MS_MAX = 250;
 const CONNECT_MS = 5000;
 const STARTUP_MS = 10_000;
 /** With a reply owed, so long without a byte means a dead connection, whatever TCP says. Blocking reads block for less. */

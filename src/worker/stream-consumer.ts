@@ -18,6 +18,7 @@ import type { App } from './app.ts';
 import { createAttemptMemory } from './attempt-memory.ts';
 import { createBell } from './bell.ts';
 import { createClaimKeeper } from './claim-keeper.ts';
+import { RECONNECT_MS_MAX } from './connection.ts';
 import { createFailureReporter } from './dead-letters.ts';
 import type { Dispatcher } from './dispatcher.ts';
 import { type Group, isNoGroup } from './group.ts';
@@ -295,17 +296,22 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
   }
 
   async function takeOverLoop(): Promise<void> {
+    // While the KV store does not answer nobody can renew a claim: those who live come first, once they are connected again.
+    const graceMs = RECONNECT_MS_MAX + app.heartbeatMs;
+    let answersSince: number | undefined;
     while (!stopping) {
       let taken = 0;
       const askedAt = performance.now();
       try {
         const holders = await group.holders();
-        // While the KV store did not answer nobody could renew a claim: those who live come first.
-        if (performance.now() - askedAt > app.heartbeatMs) await pause(2 * app.heartbeatMs);
-        else taken = (await group.takeOver(holders, app.deadAfterMs, (id) => hand.has(id))).length;
+        const answeredAt = performance.now();
+        if (answersSince === undefined || answeredAt - askedAt > app.heartbeatMs) answersSince = answeredAt;
+        if (answeredAt - answersSince >= graceMs) {
+          taken = (await group.takeOver(holders, app.deadAfterMs, (id) => hand.has(id))).length;
+        }
       } catch (error) {
+        answersSince = undefined;
         await onError('taking over failed', error);
-        await pause(2 * app.heartbeatMs);
       }
       if (taken === 0) {
         await pause(app.deadAfterMs / 8);

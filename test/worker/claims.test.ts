@@ -159,6 +159,33 @@ describe.each(kvKinds)('claims on %s', (kind) => {
     expect(await sumOf(workers, 'takeovers_total')).toBe(0);
   });
 
+  test('are left to a worker that lives until it can have renewed them, whenever the KV store comes back', async () => {
+    const kv = await startKv(kind, { extraArgs: ['--appendonly', 'yes', '--appendfsync', 'no'] });
+    const redis = client(kv.url);
+    const { owner, ids } = await handsWith(redis, 8);
+    const app = defineApp({
+      streams: 'events',
+      heartbeatMs: 1000,
+      deadAfterMs: 2000,
+      handlers: { any: { run: 'in-process', handle: () => undefined } },
+    });
+    const worker = await runWorker(app, { kv: kv.url });
+    // The other one looks now and then: it must not be found when it happens to look.
+    for (const awayMs of [1750, 1850, 1950, 2050, 2150]) {
+      await owner.renew(ids);
+      await kv.kill9();
+      await sleep(awayMs);
+      await kv.restart();
+      // Not at once: it has to connect again first.
+      await sleep(350);
+      await until('renewed', () => owner.renew(ids).then(({ size }) => size === 0));
+    }
+    expect(await sumOf([worker], 'takeovers_total')).toBe(0);
+    // It renews no more: now it is dead, and what it held is done within the time that that takes.
+    await until('all acknowledged', () => drained(redis, 'events'));
+    expect(await sumOf([worker], 'takeovers_total')).toBe(8);
+  });
+
   test('that were lost allow nothing any more: no acknowledgement, no retry, no report, no renewal', async () => {
     const kv = await startKv(kind);
     const redis = client(kv.url);

@@ -28,7 +28,7 @@ export async function runWorker(app: App, options: Partial<WorkerOptions> & { kv
 }
 
 export function client(url: string): Redis {
-  const redis = new Redis(url, { protocol: 2, maxRetriesPerRequest: null });
+  const redis = new Redis(url, { protocol: 2, maxRetriesPerRequest: null, retryStrategy: () => 50 });
   redis.on('error', () => {});
   clients.push(redis);
   return redis;
