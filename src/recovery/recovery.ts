@@ -611,10 +611,13 @@ export class Recovery {
     lookedAt?: Date,
   ): Promise<boolean> {
     const { rows } = await this.ledger.pool.query<{ epoch: string | null }>(
-      'SELECT holdfast.raise_epoch($1, $2, $3, $4, $5) AS epoch',
+      // A time to live that a client gave it since it was looked at may have passed already.
+      `SELECT holdfast.raise_epoch($1, $2, $3, $4, $5) AS epoch
+        WHERE $5::timestamptz IS NULL OR NOT EXISTS (
+          SELECT FROM holdfast.stream WHERE stream_id = $1 AND expires_at_ms <= 1000 * extract(epoch FROM clock_timestamp()))`,
       [streamId, epoch, mode, cause, lookedAt ?? null],
     );
-    const raised = rows[0]!.epoch;
+    const raised = rows[0]?.epoch ?? null;
     const stream = this.ledger.streams.byId(streamId);
     if (raised === null) {
       // Another one was first: what is known here of the stream is older than that, and must not be believed any longer.

@@ -4,8 +4,8 @@ import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { encodeFields } from '../../src/ledger/entry-fields.ts';
 import { agreed, ledgerRows } from '../support/ledger-rows.ts';
-import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
-import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
+import { kvKinds, startKv } from '../support/servers.ts';
+import { eventually, type Sidecar, startAnew } from '../support/sidecar.ts';
 
 /** No look by itself during a test. */
 const NEVER_MS = 600_000;
@@ -22,16 +22,10 @@ describe.each(kvKinds)('with %s', (kind) => {
   });
 
   beforeEach(async () => {
-    direct = clientOf(kv.port);
-    await direct.flushall();
-    const database = await startTestPostgres();
-    sidecar = await startSidecar({
-      kvPort: kv.port,
-      databaseUrl: database.url,
+    ({ sidecar, client, direct } = await startAnew(kv.port, {
       lookIntervalMs: NEVER_MS,
       entryBytesMax: ENTRY_BYTES_MAX,
-    });
-    client = sidecar.client();
+    }));
     await client.xadd('s', '1-1', 'n', 'first');
   });
 

@@ -2,7 +2,7 @@
 import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
-import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { kvKinds, startKv } from '../support/servers.ts';
 import {
   clientOf,
   type Events,
@@ -11,7 +11,7 @@ import {
   looks,
   restored,
   type Sidecar,
-  startSidecar,
+  startAnew,
 } from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
@@ -27,11 +27,7 @@ describe.each(kvKinds)('with %s', (kind) => {
   });
 
   beforeEach(async () => {
-    direct = clientOf(kv.port);
-    await direct.flushall();
-    const database = await startTestPostgres();
-    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
-    client = sidecar.client();
+    ({ sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: LOOK_MS }));
   });
 
   /** The KV store is away while `then` runs. */

@@ -1,9 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Redis } from 'ioredis';
-import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeAll, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
+import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
-import { clientOf, eventually, looks, type Sidecar, startSidecar } from '../support/sidecar.ts';
+import { eventually, looks, type Sidecar, startAnew, startSidecar } from '../support/sidecar.ts';
 
 const LOOK_MS = 50;
 
@@ -18,11 +19,7 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
   });
 
   beforeEach(async () => {
-    direct = clientOf(kv.port);
-    await direct.flushall();
-    const database = await startTestPostgres();
-    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: LOOK_MS });
-    client = sidecar.client();
+    ({ sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: LOOK_MS }));
   });
 
   async function fill(stream = 's', count = 3): Promise<string[]> {
@@ -136,6 +133,32 @@ describe.each(kvKinds)('what a client does on purpose is no loss, with %s:', (ki
     await client.pexpire('s', 150);
     await eventually('it expires', async () => (await direct.exists('s')) === 0);
     await staysGone();
+  });
+
+  test('a time to live that is given and passes while another sidecar looks', async () => {
+    await sidecar.stop();
+    await direct.flushall();
+    const { url: databaseUrl } = await startTestPostgres();
+    const link = await startTcpProxy(() => kv.port);
+    onTestFinished(() => link.close());
+    const slow = await startSidecar({ kvPort: link.port, databaseUrl, lookIntervalMs: 600_000 });
+    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl, lookIntervalMs: 600_000 });
+    client = sidecar.client();
+    await fill();
+    await slow.recovery.look();
+    // What the server is, whose it is, then, behind what the ledger knows of the stream, what it has of it.
+    link.delay(300);
+    const looking = slow.recovery.look();
+    await delay(1400);
+    await client.pexpire('s', 50);
+    await looking;
+    link.heal();
+    await eventually('it is over', async () => {
+      await slow.recovery.look();
+      return slow.ledger.streams.find(0, Buffer.from('s')) === undefined;
+    });
+    expect(await direct.exists('s')).toBe(0);
+    expect(slow.recovery.status().lossesTotal).toBe(0);
   });
 
   test('a time to live is restored with the stream', async () => {

@@ -2,8 +2,8 @@
 import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
-import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
-import { clientOf, type Events, looks, restored, type Sidecar, startSidecar } from '../support/sidecar.ts';
+import { kvKinds, startKv } from '../support/servers.ts';
+import { type Events, looks, restored, type Sidecar, startAnew } from '../support/sidecar.ts';
 
 const NEVER_MS = 600_000;
 
@@ -17,16 +17,10 @@ describe.each(kvKinds)('an entry that a direct client writes after a loss, with 
     kv = await startKv(kind);
   });
 
-  beforeEach(async () => {
-    direct = clientOf(kv.port);
-    await direct.flushall();
-    await begin(50);
-  });
+  beforeEach(() => begin(50));
 
   async function begin(lookIntervalMs: number): Promise<void> {
-    const database = await startTestPostgres();
-    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs });
-    client = sidecar.client();
+    ({ sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs }));
   }
 
   async function add(...ids: string[]): Promise<void> {
@@ -129,7 +123,6 @@ describe.each(kvKinds)('an entry that a direct client writes after a loss, with 
 
   test('under an ID at or below all checkpoints, stays, and is not restored again and again', async () => {
     await sidecar.stop();
-    await direct.flushall();
     await begin(NEVER_MS);
     await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
     for (const id of ['5-1', '6-1']) await client.xadd('s', id, 'by', `holdfast ${id}`);

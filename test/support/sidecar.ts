@@ -7,6 +7,7 @@ import { type Ledger, type LedgerOptions, openLedger } from '../../src/ledger/le
 import { streamFilter } from '../../src/ledger/stream-filter.ts';
 import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
 import { type Recovery, startRecovery } from '../../src/recovery/recovery.ts';
+import { startTestPostgres } from './servers.ts';
 
 export interface Sidecar {
   readonly ledger: Ledger;
@@ -44,6 +45,18 @@ export function clientOf(port: number): Redis {
   client.on('error', () => undefined);
   clients.add(client);
   return client;
+}
+
+/** A sidecar with a ledger of its own before a KV store that is emptied first, a client of it and one that goes past it. */
+export async function startAnew(
+  kvPort: number,
+  options: Omit<SidecarOptions, 'kvPort' | 'databaseUrl'>,
+): Promise<{ readonly sidecar: Sidecar; readonly client: Redis; readonly direct: Redis }> {
+  const direct = clientOf(kvPort);
+  await direct.flushall();
+  const { url: databaseUrl } = await startTestPostgres();
+  const sidecar = await startSidecar({ ...options, kvPort, databaseUrl });
+  return { sidecar, client: sidecar.client(), direct };
 }
 
 export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
