@@ -111,9 +111,12 @@ export async function saveCheckpoints(
             SET present = true,
                 seen_last_id = GREATEST(seen_last_id, given.last_id), seen_added = GREATEST(seen_added, given.added),
                 max_deleted_id = GREATEST(stream.max_deleted_id, given.max_deleted_id),
-                floor_id = GREATEST(stream.floor_id, given.floor_id), expires_at_ms = given.expires_at_ms
-           FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bytea[], $7::bigint[])
-             AS given (stream_id, epoch, last_id, added, max_deleted_id, floor_id, expires_at_ms)
+                floor_id = GREATEST(stream.floor_id, given.floor_id),
+                -- What a client has made of it since, and its sidecar written down, is newer than what was looked at.
+                expires_at_ms = CASE WHEN stream.expires_at_ms IS NOT DISTINCT FROM given.known_expires_at_ms
+                                     THEN given.expires_at_ms ELSE stream.expires_at_ms END
+           FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bytea[], $7::bigint[], $8::bigint[])
+             AS given (stream_id, epoch, last_id, added, max_deleted_id, floor_id, expires_at_ms, known_expires_at_ms)
           WHERE stream.stream_id = given.stream_id AND stream.epoch = given.epoch
             AND stream.ended_at IS NULL AND stream.mode <> 'restoring'`,
         [
@@ -124,6 +127,7 @@ export async function saveCheckpoints(
           byteaArray(streams.map(({ actual }) => actual.maxDeletedId)),
           byteaArray(streams.map(({ known, actual }) => floorOf(actual, known.windowId))),
           bigintArray(streams.map(({ actual }) => actual.expiresAtMs)),
+          bigintArray(streams.map(({ known }) => known.expiresAtMs)),
         ],
       );
     }

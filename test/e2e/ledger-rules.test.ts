@@ -119,6 +119,28 @@ describe.each(kvKinds)('with %s', (kind) => {
     connection.close();
   });
 
+  test.each([
+    ['PERSIST', (client: Redis) => client.persist('s'), -1],
+    ['EXPIRE', (client: Redis) => client.expireat('s', 9_000_000_000), 9_000_000_000_000],
+  ])('[2] a look that began before %s does not undo it', async (_, change, expiresAtMs) => {
+    const sidecar = await sidecarOf({ lookIntervalMs: NEVER_MS });
+    const client = sidecar.client();
+    await add(client, 1);
+    await client.expire('s', 1000);
+    await direct.xadd('s', '*', 'by', 'direct');
+    const connection = await KvConnection.open({ port: kv.port }, 2000);
+    const [known] = await readKnownStreams(sidecar.ledger.pool, undefined);
+    const snapshot = await readSnapshot(connection, [{ database: 0, name: known!.name, groups: [] }]);
+    connection.close();
+    await change(client);
+    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot }];
+    await saveCheckpoints(sidecar.ledger.pool, sidecar.recovery.status().leaderEpoch, new Date(), looked);
+    await direct.del('s');
+    await sidecar.recovery.look();
+    await restored(sidecar);
+    expect(await direct.call('PEXPIRETIME', 's')).toBe(expiresAtMs);
+  });
+
   test('[2] what was lost and made anew between the two readings of a look is no floor', async () => {
     const sidecar = await sidecarOf({ lookIntervalMs: NEVER_MS });
     const client = sidecar.client();
