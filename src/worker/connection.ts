@@ -10,6 +10,11 @@ import { ioredisTarget, withoutPassword } from '../redis-url.ts';
 
 /** The longest pause before a connection is tried again. */
 export const RECONNECT_MS_MAX = 250;
+/**
+ * A server that still loads its data is asked again after this. ioredis would wait for as long as the server believes to need
+ * still, in whole seconds: up to several after it has loaded everything.
+ */
+const LOADING_RETRY_MS = 50;
 const CONNECT_MS = 5000;
 const STARTUP_MS = 10_000;
 /** With a reply owed, so long without a byte means a dead connection, whatever TCP says. Blocking reads block for less. */
@@ -26,6 +31,7 @@ export function createConnection(url: string, name: string, log: Logger): Redis 
     // Rejects what a connection leaves unanswered. Any other value would leave it pending for ever.
     maxRetriesPerRequest: 0,
     connectTimeout: CONNECT_MS,
+    maxLoadingRetryTime: LOADING_RETRY_MS,
     socketTimeout: SILENCE_MS,
     retryStrategy: (times: number) => Math.min(25 * 2 ** Math.min(times, 8), RECONNECT_MS_MAX),
   } satisfies RedisOptions;

@@ -25,7 +25,7 @@ const BATCH_MAX = 500;
 const REPORT_BATCH_MAX = 50;
 const FINISHED_MAX = 10_000;
 const PAUSE_MS = 50;
-const PAUSE_MS_MAX = 1000;
+const PAUSE_MS_MAX = 250;
 
 export interface Settlement {
   /** Entries on their way to the KV store. */
@@ -77,7 +77,7 @@ export function createSettlement(options: SettlementOptions): Settlement {
         return await action();
       } catch (error) {
         if (isNoGroup(error)) await group.ensure().catch(() => undefined);
-        if (tries % 20 === 0) log.warn({ error: messageOf(error) }, `cannot ${what}, trying again`);
+        if (tries % 80 === 0) log.warn({ error: messageOf(error) }, `cannot ${what}, trying again`);
         tries += 1;
         await sleep(pauseMs);
         pauseMs = Math.min(pauseMs * 2, PAUSE_MS_MAX);

@@ -28,7 +28,12 @@ export async function runWorker(app: App, options: Partial<WorkerOptions> & { kv
 }
 
 export function client(url: string): Redis {
-  const redis = new Redis(url, { protocol: 2, maxRetriesPerRequest: null, retryStrategy: () => 50 });
+  const redis = new Redis(url, {
+    protocol: 2,
+    maxRetriesPerRequest: null,
+    retryStrategy: () => 50,
+    maxLoadingRetryTime: 20,
+  });
   redis.on('error', () => {});
   clients.push(redis);
   return redis;
