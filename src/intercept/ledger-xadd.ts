@@ -4,13 +4,14 @@
  *   open ─────────▶ forwarded with NOMKSTREAM ─ ID ──▶ commit ─ committed ──▶ reply
  *     ▲                 │         │                      ├ late: published again first, its new ID is the reply
  *     │  nil: a loss    │         │ connection broke     ├ ended: looked for in the next incarnation
- *     └─────────────────┘         ▼                      └ conflict: compared, then once more
+ *     │  or no greater ID         │                      └ conflict: compared, then once more
+ *     └─────────────────┘         ▼
  *   outage ────────────▶ accepted by the ledger (in doubt where it was sent already), its ID is the reply
  *
  * No success is told before the commit. When all is well `request` does not wait and `onReply` makes one promise.
  */
 import { HoldfastError } from '../errors.ts';
-import { ENTRY_ID_LENGTH, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
+import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import * as encode from '../resp/encode.ts';
 import { errorText, readReply } from '../resp/reply.ts';
@@ -265,7 +266,9 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   }
 
   function commit(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
-    const { stream, epoch } = xadd;
+    const { stream, epoch, exchange } = xadd;
+    // In a transaction a DEL of the key may have come before.
+    if (id.compare(xadd.after) <= 0 && !exchange.queued && !stream.ended) return wentBack(xadd, id, attempt);
     stream.lastId = maxEntryId(stream.lastId, id);
     stream.present = true;
     return ledger.writer
@@ -291,6 +294,23 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     return encode.bulk(formatEntryId(published));
   }
 
+  /**
+   * The KV store had given greater IDs before: it has lost the stream, and somebody made it anew. Under this ID the entry would come
+   * before what groups have passed, or what was trimmed, and nobody would be given it.
+   */
+  async function wentBack(xadd: XaddExchange, id: Buffer, attempt: number): Promise<Buffer> {
+    await recovery.withdraw(xadd.stream, id, xadd.args.slice(xadd.parsed.idAt + 1));
+    await lossProved(xadd, 'XADD gave an ID that is not above those before');
+    return again(xadd, attempt);
+  }
+
+  /** Rejects with LEDGERDOWN: the outcome of the XADD is unknown then. */
+  function lossProved({ stream, epoch }: XaddExchange, cause: string): Promise<void> {
+    return recovery
+      .proved(stream, epoch, cause, context.holdMs)
+      .catch(ledgerDown(context, 'the entry may or may not have been added'));
+  }
+
   /** The incarnation ended while the entry was on its way: it went with it, or it is the first of the next. */
   async function inNextIncarnation(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
     if (attempt >= ATTEMPTS_MAX) throw recovering(xadd.stream);
@@ -300,12 +320,15 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     if (!found) return reply;
     xadd.stream = next;
     xadd.epoch = epoch;
+    xadd.after = ENTRY_ID_ZERO;
     return commit(xadd, id, reply, attempt + 1);
   }
 
   /** The ID belongs to another entry in the ledger: the KV store forgot that one. */
   async function conflicting(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
-    await recovery.noticed('XADD gave an ID that the ledger has with other fields', context.holdMs);
+    const cause = 'XADD gave an ID that the ledger has with other fields';
+    const there = await recovery.hasEntry(xadd.stream, id, xadd.args, xadd.parsed.idAt + 1).catch(() => false);
+    await (there ? lossProved(xadd, cause) : recovery.noticed(cause, context.holdMs));
     const settled = await recovery.reopened(xadd.stream, context.holdMs, undefined, true);
     if (attempt < ATTEMPTS_MAX && settled === 'open') {
       xadd.epoch = xadd.stream.epoch;

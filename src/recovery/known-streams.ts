@@ -113,6 +113,14 @@ export function outdatedStreams(registry: StreamRegistry, known: readonly KnownS
   return outdated;
 }
 
+/** What other sidecars have added since this process read the stream: an ID that is not above it is a sign of a loss. */
+export function learnLastIds(registry: StreamRegistry, known: readonly KnownStream[]): void {
+  for (const { streamId, lastId } of known) {
+    const own = registry.byId(streamId);
+    if (own !== undefined && own.lastId.compare(lastId) < 0) own.lastId = lastId;
+  }
+}
+
 function isOutdated(own: Stream, read: KnownStream): boolean {
   if (own.epoch !== read.epoch) return own.epoch < read.epoch;
   if (own.mode !== read.mode || own.restoredEpoch < read.restoredEpoch || own.groups.size !== read.groups.size)

@@ -29,7 +29,7 @@ import { ClientChanges } from './client-changes.ts';
 import type { KnownStream } from './compare.ts';
 import { compareStreams } from './comparison.ts';
 import { Discovery } from './discover.ts';
-import { outdatedStreams, readKnownStreams } from './known-streams.ts';
+import { learnLastIds, outdatedStreams, readKnownStreams } from './known-streams.ts';
 import { KvConnection } from './kv-connection.ts';
 import { presentEntries } from './kv-entries.ts';
 import { parseServerIdentity, type ServerIdentity } from './kv-snapshot.ts';
@@ -38,6 +38,7 @@ import { Mending } from './mending.ts';
 import { PendingPages } from './pending-pages.ts';
 import { publishedIds } from './publish.ts';
 import { Reconciler } from './reconcile.ts';
+import { withdrawEntry } from './withdraw.ts';
 import { parseWitness, placeWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
 
 export type KvState = 'comparing' | 'open' | 'down';
@@ -298,6 +299,17 @@ export class Recovery {
     if (!ended || this.#looks === looks) this.#suspect();
   }
 
+  /**
+   * What the KV store has said of this stream under `epoch` proves that it has lost something: compares at once, as `noticed` does,
+   * and has it restored even where nothing else shows the loss, as when it was made up for in number. Rejects with Postgres's errors.
+   */
+  async proved(stream: Stream, epoch: number, cause: string, limitMs: number): Promise<void> {
+    await this.noticed(cause, limitMs);
+    if (stream.ended || stream.epoch !== epoch || !this.isOpen(stream)) return;
+    const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
+    await this.#lost({ ...stream, epoch }, cause, rows[0]!.now);
+  }
+
   /** Waits, at most `limitMs`, until it is decided what becomes of commands on the stream. */
   async settled(stream: Stream, limitMs: number): Promise<Settled> {
     const until = Date.now() + limitMs;
@@ -375,6 +387,11 @@ export class Recovery {
     const connection = await this.#connect();
     const found = await presentEntries(connection, stream, [id]);
     return found.get(id.toString('latin1'))?.equals(encodeFields(args, firstField)) === true;
+  }
+
+  /** Takes this very entry out of the KV store again. Rejects with KVDOWN. */
+  async withdraw(stream: Stream, id: Buffer, fields: readonly Buffer[]): Promise<void> {
+    await withdrawEntry(await this.#connect(), stream, id, fields);
   }
 
   #heard(notice: LedgerNotice): void {
@@ -541,6 +558,7 @@ export class Recovery {
     const lookedAt = rows[0]!.now;
     // Notices make it sooner; that nothing is missed for long does not depend on them.
     await Promise.all(outdatedStreams(this.ledger.streams, known).map((id) => this.ledger.streams.refresh(id)));
+    learnLastIds(this.ledger.streams, known);
     const isAnother = before === undefined || isOther(before, identity);
     const lost = (stream: KnownStream, cause: string) => this.#lost(stream, cause, lookedAt);
     const looked = await compareStreams({ ledger: this.ledger, connection, identity, isAnother, lost }, known);
@@ -592,7 +610,11 @@ export class Recovery {
     this.#discovered ||= walked;
   }
 
-  async #lost(known: KnownStream, cause: string, lookedAt: Date): Promise<void> {
+  async #lost(
+    known: Pick<KnownStream, 'streamId' | 'epoch' | 'name' | 'database'>,
+    cause: string,
+    lookedAt: Date,
+  ): Promise<void> {
     if (!(await this.#raise(known.streamId, known.epoch, 'restoring', cause, lookedAt))) {
       const now = this.ledger.streams.byId(known.streamId);
       // An outage began meanwhile, which says nothing of the loss: this look proves nothing, the next one finds it again.

@@ -181,17 +181,20 @@ describe.each(kvKinds)('with %s', (kind) => {
 
   test('[3] an ID that the ledger has with other fields is told, not ignored', async () => {
     const sidecar = await sidecarOf({ lookIntervalMs: NEVER_MS });
+    const other = await sidecarOf({ lookIntervalMs: NEVER_MS });
     const client = sidecar.client();
-    await client.xadd('s', '5-1', 'n', 'first');
+    await client.xadd('s', '3-1', 'n', 'before');
+    // Of which this sidecar has not heard.
+    await other.client().xadd('s', '5-1', 'n', 'first');
     await direct.del('s');
     await direct.xadd('s', '1-1', 'n', 'direct');
     // The KV store takes it, since it forgot the first one; the ledger must not.
-    await client.xadd('s', '5-1', 'n', 'second');
+    expect(await client.xadd('s', '5-1', 'n', 'second')).toBe('5-1');
     await restored(sidecar);
     const values = (await direct.xrange('s', '-', '+')).map(([, [, value]]) => value);
-    expect(values).toEqual(['direct', 'second', 'first']);
+    expect(values).toEqual(['direct', 'before', 'second', 'first']);
     const { rows } = await sidecar.ledger.pool.query('SELECT 1 FROM holdfast.entry');
-    expect(rows.length).toBeGreaterThanOrEqual(2);
+    expect(rows.length).toBeGreaterThanOrEqual(3);
   });
 
   test('[4] an outage that one sidecar sees is one for all, until the backlog is published in order', async () => {

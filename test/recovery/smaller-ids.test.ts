@@ -1,0 +1,87 @@
+/**
+ * A stream is lost and made anew by a client that goes past Holdfast, before anybody looked. An XADD through Holdfast may get an
+ * ID there that groups have passed long ago, or that is below what was trimmed.
+ */
+import { beforeAll, describe, expect, test } from 'vitest';
+import type { KvServer } from '../../src/embedded/kv-server.ts';
+import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { clientOf, type Events, restored, type SidecarOptions, startAnew, startSidecar } from '../support/sidecar.ts';
+
+const NEVER_MS = 600_000;
+
+describe.each(kvKinds)('XADD to a stream that begins anew with smaller IDs, with %s,', (kind) => {
+  let kv: KvServer;
+
+  beforeAll(async () => {
+    kv = await startKv(kind);
+  });
+
+  const values = (events: unknown): string[] =>
+    ((events as Events) ?? []).flatMap(([, entries]) => entries.map(([, [, value]]) => value!));
+
+  test.each(['acknowledged', 'trimmed'])('is not lost where what it had was %s', async (how) => {
+    const { sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: NEVER_MS });
+    const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    // As of a clock that is ahead of the KV store's.
+    const future = `${Date.now() + 3_600_000}-1`;
+    await client.xadd('s', future, 'n', 'old');
+    if (how === 'acknowledged') {
+      await read();
+      await client.xack('s', 'g', future);
+    } else await client.xtrim('s', 'MAXLEN', '0');
+    for (let look = 0; look < 2; look += 1) await sidecar.recovery.look();
+    await direct.multi().del('s').xadd('s', '*', 'n', 'direct').exec();
+    const id = await client.xadd('s', '*', 'n', 'new');
+    await sidecar.recovery.look();
+    await restored(sidecar);
+    expect((await direct.xrange('s', '-', '+')).map(([at]) => at)).toContain(id);
+    expect(await read()).toContain('new');
+    await direct.flushall();
+    await sidecar.recovery.look();
+    await restored(sidecar, 2);
+    expect(await read()).toContain('new');
+  });
+
+  test('is refused under an ID of its own, as if nothing had been lost, and leaves nothing behind', async () => {
+    const { sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: NEVER_MS });
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    await client.xadd('s', '100-1', 'n', 'old');
+    await direct.multi().del('s').xadd('s', '1-1', 'n', 'direct').exec();
+    await expect(client.xadd('s', '50-1', 'n', 'new')).rejects.toThrow('equal or smaller');
+    await restored(sidecar);
+    expect(values([['s', await direct.xrange('s', '-', '+')]])).toEqual(['direct', 'old']);
+  });
+
+  test('shows the loss also where that was made up for in number and by its last ID', async () => {
+    const { sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: NEVER_MS });
+    await client.xadd('s', '3-1', 'n', 'first');
+    await client.xadd('s', '5-1', 'n', 'last');
+    await direct.multi().del('s').xadd('s', '1-1', 'n', 'direct').exec();
+    await expect(client.xadd('s', '5-1', 'n', 'new')).rejects.toThrow('equal or smaller');
+    await restored(sidecar);
+    expect(values([['s', await direct.xrange('s', '-', '+')]])).toEqual(['direct', 'first', 'last']);
+  });
+
+  test('is not lost where another sidecar had added what was acknowledged', async () => {
+    const { url: databaseUrl } = await startTestPostgres();
+    const direct = clientOf(kv.port);
+    await direct.flushall();
+    const options: SidecarOptions = { kvPort: kv.port, databaseUrl, lookIntervalMs: NEVER_MS };
+    const [one, other] = [await startSidecar(options), await startSidecar(options)];
+    const [client, otherClient] = [one.client(), other.client()];
+    const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    await client.xadd('s', '*', 'n', 'first');
+    const future = `${Date.now() + 3_600_000}-1`;
+    await otherClient.xadd('s', future, 'n', 'old');
+    expect(await read()).toEqual(['first', 'old']);
+    await client.xack('s', 'g', ...(await direct.xrange('s', '-', '+')).map(([id]) => id));
+    for (const { recovery } of [other, one, other, one]) await recovery.look();
+    await direct.multi().del('s').xadd('s', '*', 'n', 'direct').exec();
+    await client.xadd('s', '*', 'n', 'new');
+    await one.recovery.look();
+    await restored(one);
+    expect(await read()).toContain('new');
+  });
+});
