@@ -170,6 +170,7 @@ async function run(
   let workerKills = 0;
   let kvKills = 0;
   const kills: string[] = [];
+  const workersKilledAt: number[] = [];
   const noteKill = (what: string): void => void kills.push(`${((Date.now() - startedAt) / 1000).toFixed(1)} ${what}`);
   const outages: Span[] = [];
   async function every(meanMs: number, strike: () => Promise<void>): Promise<void> {
@@ -185,6 +186,7 @@ async function run(
     every(options.killWorkerMs, async () => {
       const slot = victims.integer(0, options.workers - 1);
       noteKill(`worker ${slot}`);
+      workersKilledAt.push(Date.now());
       await killTree(workers[slot]!);
       workerKills += 1;
     }),
@@ -270,7 +272,7 @@ async function run(
     kvAwaySeconds: secondsOf(outages),
     workersAwaySeconds: secondsOf(presence.absences.slice(1)),
     ...judge(
-      { ...options, startedAt },
+      { ...options, startedAt, workersKilledAt },
       added,
       addedAt,
       union([...outages, ...presence.absences]),

@@ -10,6 +10,8 @@ import {
 } from './worker-outcomes.ts';
 
 const STALL_MS = 5000;
+/** A worker that is killed is waited for so long, and looked for so often. An entry may have been in the hands of each. */
+const DEATH_MS = 2250;
 /** Of one kind that are told in words, so that one kind does not hide another. */
 const FINDINGS_MAX = 5;
 
@@ -41,7 +43,12 @@ export interface Note {
 
 /** `outages` do not overlap. */
 export function judge(
-  options: { readonly seed: string; readonly judgeStalls: boolean; readonly startedAt: number },
+  options: {
+    readonly seed: string;
+    readonly judgeStalls: boolean;
+    readonly startedAt: number;
+    readonly workersKilledAt: readonly number[];
+  },
   added: ReadonlyMap<string, number>,
   addedAt: ReadonlyMap<string, number>,
   outages: readonly Span[],
@@ -93,7 +100,8 @@ export function judge(
     for (const [attempt, late] of retriesOf(options.seed, event, own)) {
       const lateMs = withoutOutages(late.due, late.at, outages);
       lateness.push(lateMs);
-      if (options.judgeStalls && lateMs > STALL_MS) {
+      const deaths = options.workersKilledAt.filter((killedAt) => killedAt > late.due && killedAt < late.at).length;
+      if (options.judgeStalls && lateMs > STALL_MS + Math.max(0, deaths - 1) * DEATH_MS) {
         const dueAt = ((late.due - options.startedAt) / 1000).toFixed(1);
         find(
           'late retry',
