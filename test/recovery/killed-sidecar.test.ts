@@ -28,7 +28,7 @@ describe.each(kvKinds)('a sidecar that is killed, with %s,', (kind) => {
     killed.child.kill('SIGKILL');
     await eventually('the other one leads', async () => (await other.status()).ledger.leads, 20_000);
     // It looks twice: what is not pending any more has been acknowledged.
-    await new Promise((resolve) => setTimeout(resolve, 3000));
+    await new Promise((resolve) => setTimeout(resolve, 5000));
     await direct.flushall();
     client = clientOf(other.port);
     expect(await read()).toEqual([ids[0], ids[4]]);
