@@ -8,7 +8,7 @@ import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { ioredisTarget, withoutPassword } from '../redis-url.ts';
 
-/** The longest pause before a connection is tried again. */
+/** The longest pause before a connection, or what failed on it, is tried again: so soon an outage is over for all of a worker. */
 export const RECONNECT_MS_MAX = 250;
 /**
  * A server that still loads its data is asked again after this. ioredis would wait for as long as the server believes to need

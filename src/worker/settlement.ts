@@ -12,6 +12,7 @@ import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
 import type { HandlerSpec, PermanentFailure } from './app.ts';
 import type { AttemptMemory } from './attempt-memory.ts';
+import { RECONNECT_MS_MAX } from './connection.ts';
 import type { FailureReporter } from './dead-letters.ts';
 import { createGatherer } from './gather.ts';
 import { type Group, isNoGroup } from './group.ts';
@@ -25,7 +26,6 @@ const BATCH_MAX = 500;
 const REPORT_BATCH_MAX = 50;
 const FINISHED_MAX = 10_000;
 const PAUSE_MS = 50;
-const PAUSE_MS_MAX = 250;
 
 export interface Settlement {
   /** Entries on their way to the KV store. */
@@ -80,7 +80,7 @@ export function createSettlement(options: SettlementOptions): Settlement {
         if (tries % 80 === 0) log.warn({ error: messageOf(error) }, `cannot ${what}, trying again`);
         tries += 1;
         await sleep(pauseMs);
-        pauseMs = Math.min(pauseMs * 2, PAUSE_MS_MAX);
+        pauseMs = Math.min(pauseMs * 2, RECONNECT_MS_MAX);
       }
     }
     return undefined;

@@ -48,7 +48,6 @@ const SETTLING_MAX = 4096;
 /** Entries of an ordered stream in hand, most of them behind others of their key. */
 const ORDERED_HELD_MAX = 1000;
 const RETRY_PAUSE_MS = 50;
-const RETRY_PAUSE_MS_MAX = 250;
 const SETTLE_MS_MAX = 5000;
 
 export interface ConsumerState {
@@ -204,7 +203,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
         recoveryNeeded = true;
         await onError('reading failed', error);
         await pause(pauseMs);
-        pauseMs = Math.min(pauseMs * 2, RETRY_PAUSE_MS_MAX);
+        pauseMs = Math.min(pauseMs * 2, RECONNECT_MS_MAX);
       }
     }
   }

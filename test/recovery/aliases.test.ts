@@ -3,19 +3,18 @@
  * Holdfast, in scripts or directly, counts as for any other entry.
  */
 import type { Redis } from 'ioredis';
-import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
-import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
+import { kvKinds, startKv } from '../support/servers.ts';
 import {
-  clientOf,
   type Events,
   eventually,
   looks,
   restored,
   type Sidecar,
   type SidecarOptions,
-  startSidecar,
+  startAnew,
 } from '../support/sidecar.ts';
 
 const XACK = "return redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])";
@@ -30,15 +29,8 @@ describe.each(kvKinds)('what has another ID than before, with %s,', (kind) => {
     kv = await startKv(kind);
   });
 
-  beforeEach(async () => {
-    direct = clientOf(kv.port);
-    await direct.flushall();
-  });
-
   async function begin(options: Partial<SidecarOptions> = {}): Promise<void> {
-    const { url } = await startTestPostgres();
-    sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: url, lookIntervalMs: 50, ...options });
-    client = sidecar.client();
+    ({ sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: 50, ...options }));
   }
 
   /** What is given to the group: values, and the IDs by them. */

@@ -47,15 +47,18 @@ export function clientOf(port: number): Redis {
   return client;
 }
 
-/** A sidecar with a ledger of its own before a KV store that is emptied first, a client of it and one that goes past it. */
+/**
+ * A sidecar with a ledger of its own before a KV store that is emptied first, a client of it and one that goes past it. With a
+ * `kvPort` in `options` the sidecar goes that way, and only it.
+ */
 export async function startAnew(
   kvPort: number,
-  options: Omit<SidecarOptions, 'kvPort' | 'databaseUrl'>,
+  options: Partial<Omit<SidecarOptions, 'databaseUrl'>>,
 ): Promise<{ readonly sidecar: Sidecar; readonly client: Redis; readonly direct: Redis }> {
   const direct = clientOf(kvPort);
   await direct.flushall();
   const { url: databaseUrl } = await startTestPostgres();
-  const sidecar = await startSidecar({ ...options, kvPort, databaseUrl });
+  const sidecar = await startSidecar({ kvPort, ...options, databaseUrl });
   return { sidecar, client: sidecar.client(), direct };
 }
 
