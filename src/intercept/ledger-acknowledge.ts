@@ -62,13 +62,13 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
   ): Promise<Buffer | undefined> {
     const until = Date.now() + context.holdMs;
     for (;;) {
-      const settled = await recovery.reopened(
+      const settled = await recovery.gate.reopened(
         stream,
         Math.min(until - Date.now(), RECHECK_MS),
         () => !exchange.session.closed,
       );
       if (settled !== 'timeout') return undefined;
-      if (recovery.state === 'down') {
+      if (recovery.gate.state === 'down') {
         ledger.acknowledgements.record(stream, group, stream.epoch, ids);
         recovery.acknowledgements.owe(stream, group.name, ids);
         await ledger.acknowledgements.flush().catch(ledgerDown(context, 'it is recorded as soon as it does'));
@@ -87,7 +87,7 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       if (stream === undefined || group === undefined) return;
       const ids = idsOf(exchange.args);
       if (ids === undefined || ids.length === 0) return;
-      if (recovery.isOpen(stream) || exchange.queued) {
+      if (recovery.gate.isOpen(stream) || exchange.queued) {
         send(exchange, stream, group, ids);
         return;
       }

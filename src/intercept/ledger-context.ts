@@ -30,13 +30,13 @@ export function recovering(stream: Stream): HoldfastError {
 
 /** Waits until commands on the stream may go out; throws RECOVERING after `holdMs`. A stream that ended is not waited for. */
 export async function holdUntilOpen(context: LedgerContext, exchange: Exchange, stream: Stream): Promise<void> {
-  const settled = await context.recovery.reopened(stream, context.holdMs, () => !exchange.session.closed);
+  const settled = await context.recovery.gate.reopened(stream, context.holdMs, () => !exchange.session.closed);
   if (settled === 'timeout') throw recovering(stream);
 }
 
 /** The same, until nothing of the stream is in the ledger alone any more. */
 export async function holdUntilWhole(context: LedgerContext, exchange: Exchange, stream: Stream): Promise<void> {
-  const settled = await context.recovery.reopened(stream, context.holdMs, () => !exchange.session.closed, true);
+  const settled = await context.recovery.gate.reopened(stream, context.holdMs, () => !exchange.session.closed, true);
   if (settled === 'timeout') throw recovering(stream);
 }
 

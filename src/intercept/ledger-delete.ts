@@ -87,7 +87,7 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
         .catch(unavailable)
         .then(() => reply);
     });
-    if (exchange.queued || recovery.isWhole(stream)) return;
+    if (exchange.queued || recovery.gate.isWhole(stream)) return;
     return holdUntilWhole(context, exchange, stream);
   }
 

@@ -59,7 +59,7 @@ export function ledgerHold(context: LedgerContext): Interceptor {
       ({ epoch, restoredEpoch } = stream);
       return exchange.resend();
     };
-    const moved = (): boolean => recovery.era !== era || stream.epoch !== epoch || !recovery.isOpen(stream);
+    const moved = (): boolean => recovery.era !== era || stream.epoch !== epoch || !recovery.gate.isOpen(stream);
     const judge = async (first: Buffer): Promise<Buffer> => {
       let reply = first;
       for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
@@ -87,7 +87,7 @@ export function ledgerHold(context: LedgerContext): Interceptor {
       const at = place(exchange.command)!;
       const stream = knownStream(context, exchange, exchange.args[at.key]);
       if (stream === undefined || exchange.queued) return;
-      if (recovery.isOpen(stream)) {
+      if (recovery.gate.isOpen(stream)) {
         watch(exchange, stream, at);
         return;
       }

@@ -91,7 +91,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       const stream = knownStream(context, exchange, args[parsed.keysAt + at]);
       if (stream === undefined) continue;
       (streams ??= []).push(stream);
-      open &&= recovery.isOpen(stream);
+      open &&= recovery.gate.isOpen(stream);
     }
     if (streams === undefined) return;
     const until =
@@ -158,7 +158,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       return onlyNew && parsed.blockAt === undefined ? Math.min(left, EMPTY_READ_MS) : left;
     };
     for (const stream of streams) {
-      const settled = await recovery.reopened(stream, Math.max(0, limit()), () => !exchange.session.closed);
+      const settled = await recovery.gate.reopened(stream, Math.max(0, limit()), () => !exchange.session.closed);
       if (settled !== 'timeout') continue;
       if (parsed.blockAt !== undefined || onlyNew) return encode.nullArray(exchange.session.protocol);
       throw recovering(stream);
@@ -214,7 +214,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   /** What the reply tells may be from a state of the KV store that nobody has compared. */
   function moved({ streams, epochs, era }: Reading): boolean {
     return (
-      recovery.era !== era || streams.some((stream, at) => stream.epoch !== epochs[at] || !recovery.isOpen(stream))
+      recovery.era !== era || streams.some((stream, at) => stream.epoch !== epochs[at] || !recovery.gate.isOpen(stream))
     );
   }
 
@@ -225,7 +225,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   async function decided({ exchange, streams, until }: Reading): Promise<void> {
     const limit = Math.max(until, Date.now() + context.holdMs);
     for (const stream of streams) {
-      const settled = await recovery.reopened(stream, limit - Date.now(), () => !exchange.session.closed);
+      const settled = await recovery.gate.reopened(stream, limit - Date.now(), () => !exchange.session.closed);
       if (settled === 'timeout') throw recovering(stream);
     }
   }
@@ -251,7 +251,7 @@ export function ledgerRead(context: LedgerContext): Interceptor {
       if (reading.streams.some((stream) => stream.ended)) return reading.refusal;
       // Nothing of ours was lost: the reply is about something else, such as a group that never was.
       const unmoved = reading.streams.every(
-        (stream, at) => stream.epoch === reading.epochs[at] && recovery.isOpen(stream),
+        (stream, at) => stream.epoch === reading.epochs[at] && recovery.gate.isOpen(stream),
       );
       return ofGroup && unmoved ? reading.refusal : again(reading);
     });

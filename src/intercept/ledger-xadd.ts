@@ -76,7 +76,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       return;
     }
     const stream = ledger.streams.find(exchange.session.database, key);
-    if (stream !== undefined && recovery.isWhole(stream) && ledger.writer.accepting) {
+    if (stream !== undefined && recovery.gate.isWhole(stream) && ledger.writer.accepting) {
       send({ exchange, parsed, args, stream, epoch: stream.epoch, after: stream.lastId, runId: recovery.runId });
       return;
     }
@@ -131,7 +131,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   async function untilOpen(xadd: XaddExchange, doubt: Doubt | undefined): Promise<Buffer | undefined> {
     const until = Date.now() + context.holdMs;
     while (!xadd.exchange.session.closed) {
-      const settled = await recovery.settled(xadd.stream, Math.max(0, until - Date.now()));
+      const settled = await recovery.gate.settled(xadd.stream, Math.max(0, until - Date.now()));
       if (settled === 'ended') {
         xadd.stream = await resolve(xadd.exchange);
         continue;
@@ -180,8 +180,8 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     if (outcome === 'small') return doubt === undefined ? SMALL_ID : doubtful(xadd, doubt);
     // If the KV store is there, the real ID is a matter of milliseconds.
     const published =
-      doubt !== undefined && recovery.state !== 'down'
-        ? await recovery.publishedId(stream, outcome.id, DOUBT_MS)
+      doubt !== undefined && recovery.gate.state !== 'down'
+        ? await recovery.publications.idOf(stream, outcome.id, DOUBT_MS)
         : undefined;
     return encode.bulk(formatEntryId(published ?? outcome.id));
   }
@@ -218,7 +218,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was executed, try again');
     }
     xadd.epoch = xadd.stream.epoch;
-    if (recovery.isWhole(xadd.stream)) return;
+    if (recovery.gate.isWhole(xadd.stream)) return;
     return holdUntilWhole(context, xadd.exchange, xadd.stream).then(async () => {
       if (xadd.stream.ended) xadd.stream = await resolve(xadd.exchange);
       xadd.epoch = xadd.stream.epoch;
@@ -287,7 +287,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   }
 
   async function republished(xadd: XaddExchange, id: Buffer): Promise<Buffer> {
-    const published = await recovery.publishedId(xadd.stream, id, context.holdMs * 2);
+    const published = await recovery.publications.idOf(xadd.stream, id, context.holdMs * 2);
     if (published === undefined) {
       throw new HoldfastError('LEDGERDOWN', 'the entry is in the ledger, but could not be published again yet');
     }
@@ -329,7 +329,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     const cause = 'XADD gave an ID that the ledger has with other fields';
     const there = await recovery.hasEntry(xadd.stream, id, xadd.args, xadd.parsed.idAt + 1).catch(() => false);
     await (there ? lossProved(xadd, cause) : recovery.noticed(cause, context.holdMs));
-    const settled = await recovery.reopened(xadd.stream, context.holdMs, undefined, true);
+    const settled = await recovery.gate.reopened(xadd.stream, context.holdMs, undefined, true);
     if (attempt < ATTEMPTS_MAX && settled === 'open') {
       xadd.epoch = xadd.stream.epoch;
       if (await recovery.hasEntry(xadd.stream, id, xadd.args, xadd.parsed.idAt + 1)) {

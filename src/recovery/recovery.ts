@@ -36,15 +36,11 @@ import { parseServerIdentity, type ServerIdentity } from './kv-snapshot.ts';
 import { Leadership } from './leadership.ts';
 import { Mending } from './mending.ts';
 import { PendingPages } from './pending-pages.ts';
-import { publishedIds } from './publish.ts';
+import { Publications } from './publications.ts';
 import { Reconciler } from './reconcile.ts';
+import { type KvState, StreamGate } from './stream-gate.ts';
 import { withdrawEntry } from './withdraw.ts';
 import { parseWitness, placeWitness, refuseForeignWitness, WITNESS_KEY } from './witness.ts';
-
-export type KvState = 'comparing' | 'open' | 'down';
-
-/** `open`: forward. `outage`: only the ledger takes entries. `ended`: the incarnation is over. `timeout`: none of them yet. */
-export type Settled = 'open' | 'outage' | 'ended' | 'timeout';
 
 export interface RecoveryOptions {
   readonly ledger: Ledger;
@@ -86,7 +82,6 @@ export interface RecoveryStatus {
 
 const COMMAND_TIMEOUT_MS = 1500;
 const RETRY_MS = 50;
-const WAIT_MS_MAX = 5_000;
 const LOOK_INTERVAL_MS_MAX = 5_000;
 const HANGING_MS_MAX = 10_000;
 const LEAD_WITHOUT_KV_MS = 2_000;
@@ -95,6 +90,8 @@ const DISCOVERY_MS_MAX = 1_000;
 export class Recovery {
   readonly ledgered: StreamFilter;
   readonly ledger: Ledger;
+  readonly gate = new StreamGate();
+  readonly publications: Publications;
   /** What clients did on purpose, to be taken in. */
   readonly changes: ClientChanges;
   readonly acknowledgements: Acknowledgements;
@@ -109,8 +106,6 @@ export class Recovery {
   readonly #mending: Mending;
   #discovered = false;
 
-  #state: KvState = 'comparing';
-  #stateSince = Date.now();
   #gaveUpHanging = false;
   /** The KV store may have pending what is recorded as acknowledged. */
   #applyAcknowledgements = true;
@@ -127,8 +122,6 @@ export class Recovery {
   #identifiedAt = 0;
   #retry: NodeJS.Timeout | undefined;
   #stopped = false;
-  readonly #waiting = new Set<() => void>();
-  readonly #publishedWaiting = new Set<() => void>();
   /** By stream ID. */
   readonly #enteringOutage = new Map<number, Promise<boolean>>();
   readonly #unsubscribe: (() => void)[] = [];
@@ -141,6 +134,7 @@ export class Recovery {
   constructor(options: RecoveryOptions) {
     this.ledger = options.ledger;
     this.ledgered = options.ledgered;
+    this.publications = new Publications(options.ledger);
     this.#address = options.kv;
     this.#lookIntervalMs = options.lookIntervalMs ?? 1000;
     this.#closeLanes = options.closeLanes;
@@ -154,7 +148,7 @@ export class Recovery {
       ledger: options.ledger,
       address: options.kv,
       log: options.log,
-      wanted: () => this.#leadership.leads && this.#state === 'open' && !this.#stopped,
+      wanted: () => this.#leadership.leads && this.gate.state === 'open' && !this.#stopped,
       leaderEpoch: () => this.#leadership.epoch,
       connect,
       failed: (text) => {
@@ -162,10 +156,6 @@ export class Recovery {
       },
       kvLost: () => this.upstreamLost(),
     });
-  }
-
-  get state(): KvState {
-    return this.#state;
   }
 
   /** Of the server that was compared last; empty before. */
@@ -178,23 +168,10 @@ export class Recovery {
     return this.#era;
   }
 
-  /**
-   * Whether a command on the stream, unless it is an XADD, may go out now and its reply be believed: also while entries
-   * of the ledger are still to be published behind what is there. Asked for every command.
-   */
-  isOpen(stream: Stream): boolean {
-    return this.#state === 'open' && stream.mode !== 'restoring' && !stream.ended;
-  }
-
-  /** Whether the KV store has all that the ledger has, so that it may take an XADD or reshape the stream. */
-  isWhole(stream: Stream): boolean {
-    return stream.mode === 'normal' && this.isOpen(stream);
-  }
-
   /** The first comparison. Rejects with CONFIG where the KV store cannot be reached or belongs to another ledger. */
   async start(): Promise<void> {
     this.#unsubscribe.push(
-      this.ledger.streams.onChange(() => this.#wake()),
+      this.ledger.streams.onChange(() => this.gate.wake()),
       this.ledger.onNotice((notice) => this.#heard(notice)),
     );
     try {
@@ -215,8 +192,8 @@ export class Recovery {
     clearTimeout(this.#retry);
     clearInterval(this.#guard);
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
-    this.#wake();
-    for (const wake of [...this.#publishedWaiting]) wake();
+    this.gate.stop();
+    this.publications.stop();
     await this.#looking?.catch(() => undefined);
     await this.#mending.ended();
     await this.#leadership.resign('stopping');
@@ -227,8 +204,8 @@ export class Recovery {
     const { restores, entriesRestored, aliases, observed, possibleDuplicates, lastRestoreMs } = this.#mending.totals;
     const troubled = [...this.ledger.streams.all()].filter((stream) => stream.mode !== 'normal');
     return {
-      state: this.#state,
-      stateSince: this.#stateSince,
+      state: this.gate.state,
+      stateSince: this.gate.stateSince,
       leads: this.#leadership.leads,
       leaderEpoch: this.#leadership.epoch,
       runId: this.#identity?.runId ?? '',
@@ -257,7 +234,7 @@ export class Recovery {
    * has failed; ledgered commands hold by themselves meanwhile.
    */
   async upstreamConnected(facts: { readonly runId: string }): Promise<void> {
-    if (this.#state === 'open' && (facts.runId === '' || facts.runId === this.#identity?.runId)) return;
+    if (this.gate.state === 'open' && (facts.runId === '' || facts.runId === this.#identity?.runId)) return;
     // Our own connection may still be to the server of before.
     if (facts.runId !== '' && facts.runId !== this.#identity?.runId) this.#dropConnection();
     this.#suspect();
@@ -305,40 +282,9 @@ export class Recovery {
    */
   async proved(stream: Stream, epoch: number, cause: string, limitMs: number): Promise<void> {
     await this.noticed(cause, limitMs);
-    if (stream.ended || stream.epoch !== epoch || !this.isOpen(stream)) return;
+    if (stream.ended || stream.epoch !== epoch || !this.gate.isOpen(stream)) return;
     const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
     await this.#lost({ ...stream, epoch }, cause, rows[0]!.now);
-  }
-
-  /** Waits, at most `limitMs`, until it is decided what becomes of commands on the stream. */
-  async settled(stream: Stream, limitMs: number): Promise<Settled> {
-    const until = Date.now() + limitMs;
-    for (;;) {
-      if (stream.ended) return 'ended';
-      if (this.isWhole(stream)) return 'open';
-      if (this.#state === 'down' || stream.mode !== 'normal') return 'outage';
-      const left = until - Date.now();
-      if (left <= 0 || this.#stopped) return 'timeout';
-      await this.#changed(left);
-    }
-  }
-
-  /** Waits, at most `limitMs` and while `wanted` says so, until the stream is open, or `whole`. */
-  async reopened(
-    stream: Stream,
-    limitMs: number,
-    wanted: () => boolean = () => true,
-    whole = false,
-  ): Promise<'open' | 'ended' | 'timeout'> {
-    const until = Date.now() + limitMs;
-    for (;;) {
-      if (stream.ended) return 'ended';
-      if (!wanted()) return 'timeout';
-      if (whole ? this.isWhole(stream) : this.isOpen(stream)) return 'open';
-      const left = until - Date.now();
-      if (left <= 0 || this.#stopped) return 'timeout';
-      await this.#changed(left);
-    }
   }
 
   /**
@@ -358,30 +304,6 @@ export class Recovery {
     await entering;
   }
 
-  /** The ID under which a backlog entry was published, awaited at most `limitMs`; `undefined` if it was not. */
-  async publishedId(stream: Stream, id: Buffer, limitMs: number): Promise<Buffer | undefined> {
-    const until = Date.now() + limitMs;
-    for (;;) {
-      const heard = new Promise<void>((resolve) => {
-        const wake = (): void => {
-          clearTimeout(timer);
-          this.#publishedWaiting.delete(wake);
-          resolve();
-        };
-        const timer = setTimeout(wake, Math.max(0, Math.min(until - Date.now(), 1000)));
-        this.#publishedWaiting.add(wake);
-      });
-      try {
-        const [found] = await publishedIds(this.ledger.pool, stream.streamId, [id]);
-        if (found !== undefined) return found;
-      } catch (thrown) {
-        if (!this.ledger.postgres.failed(thrown)) throw thrown;
-      }
-      if (Date.now() >= until || this.#stopped) return undefined;
-      await heard;
-    }
-  }
-
   /** Whether the KV store has this very entry now. Rejects with KVDOWN. */
   async hasEntry(stream: Stream, id: Buffer, args: readonly Buffer[], firstField: number): Promise<boolean> {
     const connection = await this.#connect();
@@ -397,44 +319,23 @@ export class Recovery {
   #heard(notice: LedgerNotice): void {
     if (this.#stopped) return;
     if (notice.kind === 'look') this.#lookSoon();
-    if (notice.kind === 'published') for (const wake of [...this.#publishedWaiting]) wake();
     if (notice.kind === 'backlog' || notice.kind === 'stream') this.#mending.work();
-    this.#wake();
-  }
-
-  #wake(): void {
-    for (const wake of [...this.#waiting]) wake();
-  }
-
-  #changed(limitMs: number): Promise<void> {
-    // Looked at again now and then, as those who wait may have gone.
-    const waitMs = Math.min(limitMs, WAIT_MS_MAX);
-    return new Promise((resolve) => {
-      const wake = (): void => {
-        clearTimeout(timer);
-        this.#waiting.delete(wake);
-        resolve();
-      };
-      const timer = setTimeout(wake, waitMs);
-      this.#waiting.add(wake);
-    });
+    this.gate.wake();
   }
 
   #become(state: KvState): void {
-    if (this.#state === state) return;
+    const before = this.gate.state;
+    if (!this.gate.become(state)) return;
     if (state !== 'open') this.#applyAcknowledgements = true;
     if (state === 'down') this.#log.warn('the KV store is down, the ledger accepts entries alone');
-    if (this.#state === 'down' && state === 'open') this.#log.warn('the KV store is up');
-    this.#state = state;
-    this.#stateSince = Date.now();
+    if (before === 'down' && state === 'open') this.#log.warn('the KV store is up');
     this.#gaveUpHanging = false;
-    this.#wake();
   }
 
   /** What was compared may not hold any more. A KV store that is down stays so until a look succeeds. */
   #suspect(): void {
     this.#era += 1;
-    if (this.#state === 'open') this.#become('comparing');
+    if (this.gate.state === 'open') this.#become('comparing');
   }
 
   #dropConnection(): void {
@@ -466,7 +367,7 @@ export class Recovery {
     const waits = this.#looking !== undefined && performance.now() - this.#identifiedAt >= this.#lookIntervalMs;
     const connection = this.#connection;
     const before = this.#identity;
-    if (!waits || this.#state !== 'open' || connection?.open !== true || before === undefined) return;
+    if (!waits || this.gate.state !== 'open' || connection?.open !== true || before === undefined) return;
     this.#identifiedAt = performance.now();
     try {
       const now = parseServerIdentity(String(await connection.command(0, ['INFO'])));
@@ -485,7 +386,7 @@ export class Recovery {
         this.#era += 1;
         this.#become('down');
         this.#giveUpHanging(thrown);
-        if (Date.now() - this.#stateSince > LEAD_WITHOUT_KV_MS) this.#resign();
+        if (Date.now() - this.gate.stateSince > LEAD_WITHOUT_KV_MS) this.#resign();
       } else this.#log.error({ err: thrown }, 'the KV store could not be compared with the ledger');
     }
     if (this.#stopped || this.#retry !== undefined) return;
@@ -505,7 +406,7 @@ export class Recovery {
 
   /** A server that is there and does not answer keeps what is in flight: not for ever. */
   #giveUpHanging(cause: HoldfastError): void {
-    if (this.#gaveUpHanging || Date.now() - this.#stateSince < HANGING_MS_MAX) return;
+    if (this.#gaveUpHanging || Date.now() - this.gate.stateSince < HANGING_MS_MAX) return;
     this.#gaveUpHanging = true;
     this.#closeLanes?.(undefined, cause);
   }
@@ -574,7 +475,7 @@ export class Recovery {
       this.#lookSoon();
       return;
     }
-    if (this.#state !== 'open') this.#lastError = undefined;
+    if (this.gate.state !== 'open') this.#lastError = undefined;
     this.#become('open');
     this.#mending.work();
   }

@@ -33,11 +33,11 @@ describe.each(kvKinds)('with %s', (kind) => {
   /** The KV store is away while `then` runs. */
   async function whileAway(then: () => Promise<unknown>): Promise<void> {
     await kv.kill9();
-    await eventually('down', () => sidecar.recovery.state === 'down');
+    await eventually('down', () => sidecar.recovery.gate.state === 'down');
     await then();
     await kv.restart();
     direct = clientOf(kv.port);
-    await eventually('open', () => sidecar.recovery.state === 'open');
+    await eventually('open', () => sidecar.recovery.gate.state === 'open');
     await eventually('nothing waits', () => sidecar.recovery.status().troubled.length === 0);
   }
 

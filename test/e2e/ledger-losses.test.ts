@@ -252,7 +252,7 @@ describe.each(kvKinds)('noticed and put back, with %s:', (kind) => {
       /master_link_status:up/.test(await direct.info('replication')),
     );
     const during = client.xadd('s', '*', 'n', 'during');
-    await eventually('noticed', () => sidecar.recovery.state === 'down');
+    await eventually('noticed', () => sidecar.recovery.gate.state === 'down');
     await direct.call('REPLICAOF', 'NO', 'ONE');
     const id = await during;
     await restored(sidecar, 1);

@@ -190,7 +190,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     expect(await whileRenamed(client, async () => cut.reset())).toBeInstanceOf(Error);
     await settled();
     expect(await current()).toEqual([{ at: '0:t', stream }]);
-    await eventually('open', () => far.recovery.state === 'open');
+    await eventually('open', () => far.recovery.gate.state === 'open');
     await eventually('it is known', () => far.ledger.streams.find(0, Buffer.from('t')));
 
     // Never executed: its bytes are lost.
@@ -348,7 +348,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     await session.query(`SELECT pg_advisory_lock(holdfast.lock_key(0))`);
     const port = kv.port;
     await kv.kill9();
-    await eventually('down', () => leader.recovery.state === 'down');
+    await eventually('down', () => leader.recovery.gate.state === 'down');
     const id = await near.xadd('s', '*', 'n', 'new');
     // The reply never comes.
     cut.reset();

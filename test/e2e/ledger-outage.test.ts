@@ -63,7 +63,7 @@ test('30 s without the KV store: XADDs go on, a blocked worker sees empty reads,
   const emptyAtFirst = emptyReads;
   await eventually('the worker is blocked', () => emptyReads > emptyAtFirst);
   await kv.kill9();
-  await eventually('down', () => sidecar.recovery.state === 'down');
+  await eventually('down', () => sidecar.recovery.gate.state === 'down');
   paused = false;
   const [before, emptyBefore] = [count(), emptyReads];
   const patient = other.xreadgroup('GROUP', 'patient', 'c', 'BLOCK', 0, 'STREAMS', 's', '>');

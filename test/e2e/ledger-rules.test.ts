@@ -206,7 +206,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     await add(farClient, 1);
     const second = (await idsOf())[1]!;
     cut.cut();
-    await eventually('down', () => far.recovery.state === 'down');
+    await eventually('down', () => far.recovery.gate.state === 'down');
     // Nobody can publish meanwhile.
     const blocker = await session();
     await blocker.query('SELECT pg_advisory_lock(holdfast.lock_key(0))');
@@ -221,7 +221,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     await eventually('all published', async () => (await idsOf()).length === 11);
     expect(await idsOf()).toEqual([...first, second, ...mixed]);
     cut.heal();
-    await eventually('open', () => far.recovery.state === 'open' && far.recovery.status().troubled.length === 0);
+    await eventually('open', () => far.recovery.gate.state === 'open' && far.recovery.status().troubled.length === 0);
     await add(farClient, 1);
   });
 
@@ -409,11 +409,11 @@ describe.each(kvKinds)('with %s', (kind) => {
     const ids = await add(client, 3);
     expect(idsIn(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 20_000, 'STREAMS', 's', '>'))).toEqual(ids);
     cut.cut();
-    await eventually('down', () => far.recovery.state === 'down');
+    await eventually('down', () => far.recovery.gate.state === 'down');
     expect(await client.xack('s', 'g', ids[0]!, ids[1]!)).toBe(2);
-    expect(leader.recovery.state).toBe('open');
+    expect(leader.recovery.gate.state).toBe('open');
     cut.heal();
-    await eventually('open', () => far.recovery.state === 'open');
+    await eventually('open', () => far.recovery.gate.state === 'open');
     expect((await direct.xpending('s', 'g', '-', '+', 10)).map((entry) => (entry as [string])[0])).toEqual([ids[2]]);
   });
 
@@ -492,7 +492,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const ids = await add(client, 3);
     await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
     cut.cut();
-    await eventually('down', () => sidecar.recovery.state === 'down');
+    await eventually('down', () => sidecar.recovery.gate.state === 'down');
     expect(await client.xack('s', 'g', ids[0]!, ids[2]!)).toBe(2);
     cut.heal();
     await eventually('applied', async () => (await direct.xpending('s', 'g'))[0] === 1);
@@ -519,7 +519,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const client = sidecar.client();
     await client.xadd('s', '100-5', 'n', '0');
     cut.cut();
-    await eventually('down', () => sidecar.recovery.state === 'down');
+    await eventually('down', () => sidecar.recovery.gate.state === 'down');
     await expect(client.xadd('s', '100-5', 'n', '1')).rejects.toThrow(/equal or smaller/);
     await expect(client.xadd('s', '99-*', 'n', '1')).rejects.toThrow(/equal or smaller/);
     expect(await client.xadd('s', '200-7', 'n', '2')).toBe('200-7');
@@ -531,7 +531,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     await eventually('published', () => direct.exists('fresh'));
     await eventually(
       'open',
-      () => sidecar.recovery.state === 'open' && sidecar.recovery.status().troubled.length === 0,
+      () => sidecar.recovery.gate.state === 'open' && sidecar.recovery.status().troubled.length === 0,
     );
     const ids = await idsOf();
     expect(ids[0]).toBe('100-5');

@@ -55,7 +55,7 @@ describe.each(kvKinds)('what has another ID than before, with %s,', (kind) => {
     await client.xadd('s', '*', 'n', 'first');
     await looks(sidecar);
     link.cut();
-    await eventually('down', () => sidecar.recovery.state === 'down');
+    await eventually('down', () => sidecar.recovery.gate.state === 'down');
     const accepted = await Promise.all(['1', '2', '3', '4'].map((n) => client.xadd('s', '*', 'n', n)));
     await direct.xadd('s', `${Date.now() + 60_000}-0`, 'n', 'direct');
     link.heal();

@@ -107,7 +107,7 @@ describe.each(kvKinds)('with %s,', (kind) => {
     await expect(add(client, 1)).rejects.toThrow(/^MISCONF /);
     await expect(client.set('k', 'v')).rejects.toThrow(/^MISCONF /);
     expect(await client.xlen('s')).toBe(1);
-    expect(sidecar.recovery.state).toBe('open');
+    expect(sidecar.recovery.gate.state).toBe('open');
 
     rmdirSync(join(file, 'occupied'));
     rmdirSync(file);

@@ -26,7 +26,7 @@ describe.each(kvKinds)("recovery's connection to %s", (kind) => {
     const has = (): Promise<boolean> => recovery.hasEntry(stream, parseEntryId(Buffer.from(id))!, args, 3);
     const answers = await Promise.all([has(), recovery.look(), has(), has()]);
     expect(answers).toEqual([true, undefined, true, true]);
-    expect(recovery.state).toBe('open');
+    expect(recovery.gate.state).toBe('open');
     expect(await kept()).toHaveLength(1);
   });
 });

@@ -55,7 +55,7 @@ describe.each(kvKinds)('a failover to a replica that lags, with %s,', (kind) => 
     if (!isDead) await toOld.replicaof('127.0.0.1', replica.port);
     front.reset();
     await restored(sidecar);
-    await eventually('open', () => other.recovery.state === 'open');
+    await eventually('open', () => other.recovery.gate.state === 'open');
 
     client = other.client();
     expect((await client.xrange('s', '-', '+')).map(([id]) => id)).toEqual(

@@ -115,12 +115,12 @@ describe.each(kvKinds)('with %s,', (kind) => {
     await eventually('in step', async () => /master_link_status:up/.test(await direct.info('replication')));
     await direct.replicaof('NO', 'ONE');
     // Sooner than the statement of the look is given up.
-    await eventually('not believed', () => sidecar.recovery.state !== 'open', 2000);
+    await eventually('not believed', () => sidecar.recovery.gate.state !== 'open', 2000);
     expect(sidecar.recovery.status().looksTotal).toBe(looksTotal);
     const reading = client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 500, 'STREAMS', 's', '>');
     expect(await reading).toBeNull();
     ledgerLink.heal();
-    await eventually('believed', () => sidecar.recovery.state === 'open', 30_000);
+    await eventually('believed', () => sidecar.recovery.gate.state === 'open', 30_000);
     expect(await client.xreadgroup('GROUP', 'g', 'c', 'BLOCK', 500, 'STREAMS', 's', '>')).toBeNull();
   }, 60_000);
 });

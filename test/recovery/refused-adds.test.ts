@@ -39,7 +39,7 @@ describe.each(kvKinds)('with %s', (kind) => {
       .catch((thrown: Error) => thrown);
     expect(refused).toBeInstanceOf(Error);
     await expect(client.xadd('new', '*', 'n', 'refused')).rejects.toThrow(error);
-    expect(sidecar.recovery.state).toBe('open');
+    expect(sidecar.recovery.gate.state).toBe('open');
     expect(sidecar.ledger.metrics().outage.acceptedTotal).toBe(0);
     expect(await ledgerRows(sidecar, 's')).toHaveLength(1);
     expect(await values()).toEqual(['0']);
@@ -104,7 +104,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const refused = client.multi().xadd('s', '*', 'n', 'refused').set('k', 'v').exec();
     await expect(refused).rejects.toThrow(/EXECABORT.*/);
     await direct.replicaof('NO', 'ONE');
-    await eventually('open', () => sidecar.recovery.state === 'open');
+    await eventually('open', () => sidecar.recovery.gate.state === 'open');
     await goesOn();
     expect(await direct.get('k')).toBeNull();
   });
