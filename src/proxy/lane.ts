@@ -285,14 +285,17 @@ export class Lane {
    */
   finish(): void {
     if (this.finishing || this.state === 'closed') return;
-    this.finishing = true;
     this.out.flush();
+    this.finishing = true;
     this.socket.end();
   }
 
-  /** Gives whether the write finished at once. */
+  /**
+   * Gives whether the write finished at once. Behind our end nothing can be sent: what is owed for it is lost when the
+   * server closes.
+   */
   private write(bytes: Buffer): boolean {
-    if (this.state === 'closed') return true;
+    if (this.state === 'closed' || this.finishing) return true;
     this.socket.write(bytes);
     const waiting = this.socket.writableLength;
     if (waiting > this.laneBytesMax) this.congested = true;

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { request } from '../../src/resp/encode.ts';
 import { replyValue } from '../../src/resp/reply.ts';
+import { exchange } from '../fuzz/differential.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import { exchangeBytes, front, until } from './through-proxy.ts';
 
@@ -140,6 +141,24 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
       }, 20_000);
       expect(replyValue(await pushing.send('RPUSH', 'abandoned', 'kept'))).toBe(1);
       expect(replyValue(await pushing.send('LPOP', 'abandoned'))).toBe('kept');
+    });
+
+    it('answers all that a client asked before it ended its side, a new name and a subscription among it', async () => {
+      // The server answers the first in a read of their own. Only when that has come is the name set, by when the server has been
+      // told that the client has ended its side; what is behind takes it longer than the name.
+      const long = Buffer.alloc(40_000, 'x');
+      const loop = 'for i=1,5000000 do end return 1';
+      const asked = [
+        ['GET', 'none'],
+        ['CLIENT', 'SETNAME', 'ending'],
+        ['SETRANGE', 'ending', '0', long],
+        ['EVAL', loop, '0'],
+        ['PSUBSCRIBE', 'ending:*'],
+      ];
+      const requests = asked.map((args) => request(args));
+      const direct = await exchange(kv.port, requests);
+      expect(direct.bytes.toString()).toContain('psubscribe');
+      expect(await exchange(port, [Buffer.concat(requests)])).toEqual(direct);
     });
 
     it('forgets its subscriptions with RESET, at once for everybody', async () => {
