@@ -90,9 +90,12 @@ export function dispatch(session: Session, asked: Request): void {
     case 'watch':
       send(session, request, Pin.watch);
       return;
-    case 'unwatch':
     case 'exec':
     case 'discard':
+      // Without MULTI the server refuses it, and what is watched stays so.
+      send(session, request, 0);
+      return;
+    case 'unwatch':
       if (request.args.length > 1) {
         send(session, request, 0);
         return;

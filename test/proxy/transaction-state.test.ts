@@ -39,6 +39,18 @@ const CASES: Readonly<Record<string, readonly string[]>> = {
   ],
   'CLIENT REPLY OFF and ON': ['MULTI', 'CLIENT REPLY OFF', 'GET k', 'CLIENT REPLY ON', 'GET k', 'EXEC', 'ECHO end'],
   'CLIENT REPLY SKIP': ['MULTI', 'GET k', 'CLIENT REPLY SKIP', 'GET k', 'EXEC', 'ECHO skipped', 'ECHO end'],
+  'EXEC and DISCARD outside, which leave what is watched': [
+    'WATCH k',
+    'SET k w',
+    'EXEC',
+    'SELECT 1',
+    'DISCARD',
+    'SELECT 0',
+    'MULTI',
+    'GET k',
+    'EXEC',
+  ],
+  'UNWATCH outside': ['WATCH k', 'SET k w', 'UNWATCH', 'SELECT 1', 'SELECT 0', 'MULTI', 'GET k', 'EXEC'],
   'CLIENT REPLY ON, and one with a mistake': ['MULTI', 'CLIENT REPLY ON', 'CLIENT REPLY MAYBE', 'EXEC', 'ECHO end'],
 };
 
