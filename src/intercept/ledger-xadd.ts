@@ -10,6 +10,7 @@
  *
  * No success is told before the commit. When all is well `request` does not wait and `onReply` makes one promise.
  */
+import { setTimeout as delay } from 'node:timers/promises';
 import { HoldfastError } from '../errors.ts';
 import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, formatEntryId, maxEntryId, parseEntryId } from '../ledger/entry-id.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
@@ -26,6 +27,8 @@ const NOMKSTREAM = Buffer.from('NOMKSTREAM');
 const ATTEMPTS_MAX = 8;
 /** How long a client whose XADD is in doubt waits for its real ID before it gets the ledger's. */
 const DOUBT_MS = 1000;
+/** How often it is asked whether the stream has become another one, where an ID is not above those before. */
+const RESHAPING_MS = 20;
 
 const SMALL_ID = encode.error('ERR The ID specified in XADD is equal or smaller than the target stream top item');
 
@@ -268,7 +271,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   function commit(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
     const { stream, epoch, exchange } = xadd;
     // In a transaction a DEL of the key may have come before.
-    if (id.compare(xadd.after) <= 0 && !exchange.queued && !stream.ended) return wentBack(xadd, id, attempt);
+    if (id.compare(xadd.after) <= 0 && !exchange.queued && !stream.ended) return wentBack(xadd, id, reply, attempt);
     stream.lastId = maxEntryId(stream.lastId, id);
     stream.present = true;
     return ledger.writer
@@ -296,12 +299,24 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
 
   /**
    * The KV store had given greater IDs before: it has lost the stream, and somebody made it anew. Under this ID the entry would come
-   * before what groups have passed, or what was trimmed, and nobody would be given it.
+   * before what groups have passed, or what was trimmed, and nobody would be given it. Or a client has just set the IDs back.
    */
-  async function wentBack(xadd: XaddExchange, id: Buffer, attempt: number): Promise<Buffer> {
+  async function wentBack(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
+    if (await isReshaped(xadd)) return commit(xadd, id, reply, attempt);
     await recovery.withdraw(xadd.stream, id, xadd.args.slice(xadd.parsed.idAt + 1));
     await lossProved(xadd, 'XADD gave an ID that is not above those before');
     return again(xadd, attempt);
+  }
+
+  /** Whether the stream is another one than when the XADD was sent. Waits for commands that are about to make it so. */
+  async function isReshaped({ stream, epoch }: XaddExchange): Promise<boolean> {
+    const unanswered = ledgerDown(context, 'the entry may or may not have been added');
+    for (const until = Date.now() + context.holdMs; ; await delay(RESHAPING_MS)) {
+      const open = await ledger.intentions.areOpen(stream.streamId).catch(unanswered);
+      await ledger.streams.refresh(stream.streamId).catch(unanswered);
+      if (stream.ended || stream.epoch !== epoch) return true;
+      if (!open || Date.now() > until) return false;
+    }
   }
 
   /** Rejects with LEDGERDOWN: the outcome of the XADD is unknown then. */

@@ -127,6 +127,15 @@ export class IntentionStore {
     await this.#pool.query('DELETE FROM holdfast.intention WHERE change_id = $1', [changeId]);
   }
 
+  /** Whether a command that makes another stream of it is under way, or what became of one is to be found out. */
+  async areOpen(streamId: number): Promise<boolean> {
+    const { rowCount } = await this.#pool.query(
+      "SELECT FROM holdfast.intention WHERE stream_id = $1 AND kind = 'end' LIMIT 1",
+      [streamId],
+    );
+    return rowCount !== 0;
+  }
+
   /** What became of them is to be found out, by whoever leads. */
   async doubt(intentions: readonly EndIntention[], connection: LostConnection | undefined): Promise<void> {
     await this.#pool.query(

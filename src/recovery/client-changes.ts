@@ -10,6 +10,7 @@ import { retryContention } from '../ledger/retry-contention.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { checkpointOf, floorOf } from './checkpoint.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
+import { readKnownStreams } from './known-streams.ts';
 import type { KvConnection } from './kv-connection.ts';
 import { readStream, type StreamState } from './kv-snapshot.ts';
 import { missingEntries } from './missing-entries.ts';
@@ -77,11 +78,18 @@ export class ClientChanges {
     await retryContention(() => this.#ledger.intentions.cancel(intentions));
   }
 
-  /** After XSETID: the watermarks are what it made them. */
+  /**
+   * After XSETID: the watermarks are what it made them. Where the IDs went back it is another stream: what the ledger knows of an ID
+   * says nothing of the entry that gets it now.
+   */
   async takeInWatermarks(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
     const actual = await this.#actual(stream);
+    const [known] = await readKnownStreams(this.#ledger.pool, [stream.streamId]);
     if (typeof actual === 'string') await this.cancel(intentions);
-    else {
+    else if (known !== undefined && actual.lastId.compare(known.lastId) < 0) {
+      await this.endStreams(intentions);
+      await this.#ledger.streams.discover(stream.database, [stream.name]);
+    } else {
       await retryContention(() => this.#ledger.intentions.settleXsetid(intentions, stream.streamId, actual));
     }
   }

@@ -84,4 +84,37 @@ describe.each(kvKinds)('XADD to a stream that begins anew with smaller IDs, with
     await restored(one);
     expect(await read()).toContain('new');
   });
+
+  test('is taken as it is where a client set them back, through whichever sidecar', async () => {
+    const { url: databaseUrl } = await startTestPostgres();
+    const direct = clientOf(kv.port);
+    await direct.flushall();
+    const options: SidecarOptions = { kvPort: kv.port, databaseUrl, lookIntervalMs: NEVER_MS };
+    const [one, other] = [await startSidecar(options), await startSidecar(options)];
+    const [client, otherClient] = [one.client(), other.client()];
+    const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    await client.xadd('s', '100-1', 'n', 'old');
+    expect(await read()).toEqual(['old']);
+    await client.xack('s', 'g', '100-1');
+    await client.xtrim('s', 'MAXLEN', '0');
+    for (const { recovery } of [one, other]) await recovery.look();
+    const pipeline = client
+      .pipeline()
+      .call('XSETID', 's', '0-0')
+      .xgroup('SETID', 's', 'g', '0')
+      .xadd('s', '2-1', 'n', 'new');
+    expect((await pipeline.exec())?.map(([, reply]) => reply)).toEqual(['OK', 'OK', '2-1']);
+    await client.xtrim('s', 'MAXLEN', '0');
+    await client.call('XSETID', 's', '0-0');
+    // Nothing has told the other one yet. The ID is that of an entry which was acknowledged.
+    expect(await otherClient.xadd('s', '100-1', 'n', 'newer')).toBe('100-1');
+    for (const { recovery } of [one, other, one, other]) await recovery.look();
+    for (const { recovery } of [one, other]) expect(recovery.status().lossesTotal).toBe(0);
+    await direct.flushall();
+    await one.recovery.look();
+    await restored(one);
+    expect(await direct.xrange('s', '-', '+')).toEqual([['100-1', ['n', 'newer']]]);
+    expect(await read()).toEqual(['newer']);
+  });
 });
