@@ -28,8 +28,8 @@ const FILL =
 const KEYS = 'v1/org/fleet/v1/git-data/repository/main/__rand_int__';
 /** Filling in a key costs the generator more than the KV store's work for it. */
 const KEY = 'v1/org/fleet/v1/git-data/repository/main/000000000001';
-const REQUESTS = 20_000;
-const PIPELINED_REQUESTS = 200_000;
+const REQUESTS = 40_000;
+const PIPELINED_REQUESTS = 800_000;
 const TIMEOUT_MS = 120_000;
 const LEASES = [{ pattern: 'v1/*', waitMs: 10_000, leaseMs: 30_000 }];
 

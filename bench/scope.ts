@@ -12,8 +12,9 @@ import { startLedgerDatabases } from './ledger-databases.ts';
 import { cpuMicros, type Load, type Measurement, measure, pinProcess } from './load.ts';
 import { isInstalled, type KvBinary, startHoldfast, startKv } from './processes.ts';
 
-/** One call, as in a lock; and a script as queues have them: keys built inside, several types, a table of replies. */
+/** One call, as in a lock, which needs no wrapper; one with a key that it makes itself; and a script as queues have them. */
 const ONE_CALL = "return redis.call('GET',KEYS[1])";
+const OWN_KEY = "return redis.call('GET','lock:'..KEYS[1])";
 const MANY_CALLS = [
   "local job=KEYS[1]..':'..ARGV[1]",
   "redis.call('HSET',job,'name',ARGV[2],'attempts',1)",
@@ -44,24 +45,18 @@ function cases(shas: ReadonlyMap<string, string>): ScopeCase[] {
   const at = (pipeline: number): ScopeCase[] => [
     { name: `SET P${pipeline}`, least: 0.8, pipeline, command: ['SET', 'key:__rand_int__', '__data__'] },
     { name: `GET P${pipeline}`, least: 0.8, pipeline, command: ['GET', 'key:__rand_int__'] },
-    {
-      name: `script, one call P${pipeline}`,
-      least: 0.7,
-      pipeline,
-      command: ['EVALSHA', shas.get(ONE_CALL)!, '1', 'key:__rand_int__'],
-    },
-    {
-      name: `EVAL, one call P${pipeline}`,
-      least: 0.7,
-      pipeline,
-      command: ['EVAL', ONE_CALL, '1', 'key:__rand_int__'],
-    },
-    {
-      name: `script, seven calls P${pipeline}`,
-      least: 0.7,
-      pipeline,
-      command: ['EVALSHA', shas.get(MANY_CALLS)!, '1', 'queue:__rand_int__', '__rand_int__', '__data__'],
-    },
+    ...(
+      [
+        ['EVALSHA, key passed on', ['EVALSHA', shas.get(ONE_CALL)!, '1', 'key:__rand_int__']],
+        ['EVAL, key passed on', ['EVAL', ONE_CALL, '1', 'key:__rand_int__']],
+        ['EVALSHA, own key', ['EVALSHA', shas.get(OWN_KEY)!, '1', 'key:__rand_int__']],
+        ['EVAL, own key', ['EVAL', OWN_KEY, '1', 'key:__rand_int__']],
+        [
+          'EVALSHA, seven calls',
+          ['EVALSHA', shas.get(MANY_CALLS)!, '1', 'queue:__rand_int__', '__rand_int__', '__data__'],
+        ],
+      ] as const
+    ).map(([name, command]) => ({ name: `${name} P${pipeline}`, least: 0.7, pipeline, command })),
   ];
   return [...at(1), ...at(16)];
 }
@@ -99,7 +94,7 @@ export async function runScopeBench(argv: readonly string[]): Promise<void> {
     for (const login of [undefined, LOGIN]) {
       const client = await connectRaw(holdfast.port);
       if (login !== undefined) await client.send('AUTH', login.user, login.password);
-      for (const script of [ONE_CALL, MANY_CALLS]) {
+      for (const script of [ONE_CALL, OWN_KEY, MANY_CALLS]) {
         shas.set(script, (await client.send('SCRIPT', 'LOAD', script)).bytes.toString());
       }
       await client.close();

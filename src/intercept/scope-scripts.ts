@@ -74,7 +74,8 @@ export function runScript(scoped: ScopedExchange): void | Promise<void> {
 function send({ exchange, scope, rule }: ScopedExchange, script: WrappedScript, sent: Buffer): void {
   const rewritten = rewriteRequest(scope, rule, exchange.args);
   const { args } = rewritten;
-  exchange.args = [args[0]!, sent, ...args.slice(2), ...trailingArguments(scope)];
+  const trailing = sentFor(scope, script).wrapped ? trailingArguments(scope) : [];
+  exchange.args = [args[0]!, sent, ...args.slice(2), ...trailing];
   exchange.onReply((frame) => (isError(frame) ? scriptError(scope, script, frame, rewritten) : frame));
 }
 

@@ -1,6 +1,6 @@
 /**
- * EVAL and EVALSHA in a scope, for scripts that are known: sent as a plain request is, with the wrapped script, or its SHA1,
- * in place of the client's, its keys prefixed and the prefix behind its arguments. Only errors are looked at. Everything else
+ * EVAL and EVALSHA in a scope, for scripts that are known: sent as a plain request is, its keys prefixed, with the wrapped
+ * script, or its SHA1, in place of the client's and the prefix behind its arguments where it needs a wrapper. Only errors are looked at. Everything else
  * about scripts is an exchange (scope-scripts.ts).
  */
 import * as encode from '../resp/encode.ts';
@@ -21,6 +21,7 @@ const SHA_BYTES = 40;
 /** A short request must not become one so long that many of them, read at once, are more than a lane may have waiting. */
 const TEXT_BYTES_MAX = 2048;
 const ZERO = 48;
+const NOTHING = Buffer.alloc(0);
 
 interface ScriptForm extends SentForm {
   readonly script: WrappedScript;
@@ -46,11 +47,13 @@ export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
     const last = session.state.get(latest) as ScriptForm | undefined;
     if (last?.script === script && last.scope === scope && last.argc === argc && last.keyCount === keyCount)
       return last;
-    const sent = bySha ? Buffer.from(script.plain.sha) : script.plain.text;
+    const { sha, text, wrapped } = script.plain;
+    const sent = bySha ? Buffer.from(sha) : text;
+    const count = wrapped ? argc + 1 : argc;
     const form = {
-      head: Buffer.concat([Buffer.from(`*${argc + 1}\r\n$${name.length}\r\n${name}\r\n`), encode.bulk(sent)]),
+      head: Buffer.concat([Buffer.from(`*${count}\r\n$${name.length}\r\n${name}\r\n`), encode.bulk(sent)]),
       argumentsFrom: 2,
-      tail: encode.bulk(scope.prefix),
+      tail: wrapped ? encode.bulk(scope.prefix) : NOTHING,
       keys: { first: FIRST_KEY, last: FIRST_KEY + keyCount - 1, step: 1 },
       script,
       scope,
@@ -73,7 +76,8 @@ export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
     const last = (session.state.get(latest) as ScriptForm | undefined)?.script;
     const isLast = last?.body.length === to - from && last.body.compare(buffer, from, to) === 0;
     const script = scripts.known(owner, isLast ? last.sha : sha1(buffer.subarray(from, to)));
-    return script !== undefined && script.plain.text.length <= TEXT_BYTES_MAX ? script : undefined;
+    if (script === undefined || (script.plain.wrapped && script.plain.text.length > TEXT_BYTES_MAX)) return undefined;
+    return script;
   }
 
   return {

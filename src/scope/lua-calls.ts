@@ -1,9 +1,9 @@
 /**
- * Which commands a Lua script can call, where its text shows all of them: every mention of `redis` (or `server`) in it is
+ * What a Lua script does with the server, where its text shows all of it: every mention of `redis` (or `server`) in it is
  * `redis.call("name", …)`, `redis.pcall("name", …)` or a field that calls nothing.
  *
- * Who relies on the answer must refuse at run time what is not in it: that a script slipped something past this reading
- * costs the script, and nothing else.
+ * The text is read as Lua 5.1 reads it, of scripts that compile. What slips past this reading all the same is refused at run
+ * time: by the wrapper for names that it was not told of, by the KV store's permissions for keys.
  */
 
 interface Token {
@@ -17,15 +17,42 @@ const LONG_BRACKET = /\[(=*)\[/y;
 const NAME = /[A-Za-z_][A-Za-z0-9_]*/y;
 const QUOTED = /(["'])((?:\\[\s\S]|(?!\1)[^\\\n])*)\1/y;
 /** With what may follow digits, so that the `e` of `1e5` is no name. */
-const NUMBER = /\.?[0-9](?:[eE][+-]?|[A-Za-z0-9_.])*/y;
+const NUMBER = /\.?[0-9][0-9.]*(?:[eE][+-]?)?[A-Za-z0-9_]*/y;
 /** Joining strings, and the rest of arguments: not two dots of a field. */
 const DOTS = /\.{2,3}/y;
+const SIGN = /[-+*/%^#=<>~(){}[\];:,.]/;
+const LINE_END = /[\r\n]/g;
 const COMMAND_NAME = /^[A-Za-z]+$/;
 
 const OBJECTS = new Set(['redis', 'server']);
 const CALLS = new Set(['call', 'pcall']);
 /** With these a script may come by `redis` without naming it. */
 const REFLECTION = new Set(['_G', 'getfenv', 'setfenv', 'load', 'loadstring', 'dofile', 'require']);
+/** What may stand behind `#KEYS`: nothing that makes one of the keys of it. */
+const BEHIND_A_NUMBER = new Set([',', ')', '}', ';', '<', '>', '=', '~', '+', '-', '*', '/', '%']);
+
+/** `KEYS`, `[`, an index and `]`. */
+const KEY_TOKENS = 4;
+
+/** A call of the server. `behind`: the token after the command's name. */
+interface Call {
+  readonly name: string;
+  readonly behind: number;
+}
+
+/** Names of commands in lower case, and others in their own spelling. */
+export interface ScriptNames {
+  /** Commands whose keys are their arguments up to this one, or all where it is -1, and that name none in replies and errors. */
+  readonly keyed: ReadonlyMap<string, number>;
+  /** Commands that name no key. */
+  readonly plain: ReadonlySet<string>;
+  /** Fields of `redis` that call nothing. */
+  readonly harmless: readonly string[];
+  /** What the server's Lua offers. */
+  readonly globals: ReadonlySet<string>;
+  /** Of these, what a script may do anything with. */
+  readonly powerful: readonly string[];
+}
 
 function matchAt(pattern: RegExp, source: string, at: number): RegExpExecArray | null {
   pattern.lastIndex = at;
@@ -40,7 +67,14 @@ function longEnd(source: string, at: number): number | undefined {
   return end < 0 ? source.length : end + open[1]!.length + 2;
 }
 
-function tokens(source: string): Token[] {
+/** The end of the line that `at` is in. */
+function lineEnd(source: string, at: number): number {
+  LINE_END.lastIndex = at;
+  return LINE_END.exec(source)?.index ?? source.length;
+}
+
+/** `undefined` for what is no Lua. */
+function tokens(source: string): Token[] | undefined {
   const found: Token[] = [];
   for (let at = 0; at < source.length; ) {
     const space = matchAt(SPACE, source, at);
@@ -49,8 +83,7 @@ function tokens(source: string): Token[] {
       continue;
     }
     if (source.startsWith('--', at)) {
-      const line = source.indexOf('\n', at);
-      at = longEnd(source, at + 2) ?? (line < 0 ? source.length : line);
+      at = longEnd(source, at + 2) ?? lineEnd(source, at);
       continue;
     }
     const end = longEnd(source, at);
@@ -63,32 +96,132 @@ function tokens(source: string): Token[] {
     const word = quoted ?? matchAt(NAME, source, at) ?? matchAt(NUMBER, source, at) ?? matchAt(DOTS, source, at);
     const text = word?.[0] ?? source[at]!;
     if (quoted !== null) found.push({ kind: 'string', text: quoted[2]! });
+    else if (word === null && !SIGN.test(text)) return undefined;
     else found.push({ kind: word !== null && !/^[.0-9]/.test(text) ? 'name' : 'other', text });
     at += text.length;
   }
   return found;
 }
 
-/** In the script's own spelling; `undefined` where its text does not show them all. `harmless`: fields of `redis` that call nothing. */
-export function calledCommands(source: string, harmless: readonly string[]): Set<string> | undefined {
-  const all = tokens(source);
-  const names = new Set<string>();
-  const isText = (at: number, text: string): boolean => all[at]?.kind === 'other' && all[at].text === text;
+function isText(token: Token | undefined, text: string): boolean {
+  return token?.kind === 'other' && token.text === text;
+}
+
+/** Whether the name at `at` is that of a field or method. */
+function isField(all: readonly Token[], at: number): boolean {
+  return isText(all[at - 1], '.') || isText(all[at - 1], ':');
+}
+
+function endsArgument(token: Token | undefined): boolean {
+  return isText(token, ',') || isText(token, ')');
+}
+
+/** `undefined` where the text does not show them all. */
+function callsIn(all: readonly Token[], harmless: readonly string[]): Call[] | undefined {
+  const calls: Call[] = [];
   for (const [at, token] of all.entries()) {
     if (token.kind !== 'name') continue;
     if (REFLECTION.has(token.text)) return undefined;
-    if (!OBJECTS.has(token.text) || isText(at - 1, '.') || isText(at - 1, ':')) continue;
+    if (!OBJECTS.has(token.text) || isField(all, at)) continue;
     const field = all[at + 2];
-    if (!isText(at + 1, '.') || field?.kind !== 'name') return undefined;
+    if (!isText(all[at + 1], '.') || field?.kind !== 'name') return undefined;
     if (harmless.includes(field.text)) {
-      if (isText(at + 3, '=') && !isText(at + 4, '=')) return undefined;
+      if (isText(all[at + 3], '=') && !isText(all[at + 4], '=')) return undefined;
       continue;
     }
     const name = all[at + 4];
-    const whole = isText(at + 5, ',') || isText(at + 5, ')');
-    if (!CALLS.has(field.text) || !isText(at + 3, '(') || name?.kind !== 'string' || !whole) return undefined;
-    if (!COMMAND_NAME.test(name.text)) return undefined;
-    names.add(name.text);
+    if (!CALLS.has(field.text) || !isText(all[at + 3], '(') || name?.kind !== 'string') return undefined;
+    if (!endsArgument(all[at + 5]) || !COMMAND_NAME.test(name.text)) return undefined;
+    calls.push({ name: name.text, behind: at + 5 });
+  }
+  return calls;
+}
+
+/** In the script's own spelling; `undefined` where its text does not show them all. `harmless`: fields of `redis` that call nothing. */
+export function calledCommands(source: string, harmless: readonly string[]): Set<string> | undefined {
+  const all = tokens(source);
+  const calls = all === undefined ? undefined : callsIn(all, harmless);
+  return calls === undefined ? undefined : new Set(calls.map(({ name }) => name));
+}
+
+/**
+ * Whether all that the script does with its keys is to pass them on as the keys of commands, as they are or with something behind:
+ * then it is the same script whatever the keys begin with.
+ */
+export function onlyPassesKeysOn(source: string, known: ScriptNames): boolean {
+  const { keyed, plain, harmless, globals, powerful } = known;
+  const all = tokens(source);
+  const calls = all === undefined ? undefined : callsIn(all, harmless);
+  if (all === undefined || calls === undefined) return false;
+  /** Where keys stand that are passed on. */
+  const passed = new Set<number>();
+  const names = keyNames(all, globals, passed);
+  for (const { name, behind } of calls) {
+    const command = name.toLowerCase();
+    if (plain.has(command)) continue;
+    const last = keyed.get(command);
+    if (last === undefined) return false;
+    // With fewer arguments than keys the server has its own words for the script.
+    let at = behind;
+    for (let argument = 1; isText(all[at], ',') && (last < 0 || argument <= last); argument += 1) {
+      passed.add(at + 1);
+      at = keyEnd(all, at + 1, names);
+      if (at < 0) return false;
+    }
+  }
+  return all.every((token, at) => {
+    if (token.kind !== 'name' || passed.has(at) || isField(all, at)) return true;
+    if (token.text === 'KEYS') return isText(all[at - 1], '#') && endsNumber(all[at + 1]);
+    return !names.has(token.text) && !powerful.includes(token.text);
+  });
+}
+
+/** Local variables that are given a key: `local key = KEYS[1]`. Where they are not in force their names must name nothing. */
+function keyNames(all: readonly Token[], globals: ReadonlySet<string>, passed: Set<number>): Set<string> {
+  const names = new Set<string>();
+  for (const [at, { kind, text }] of all.entries()) {
+    const behind = at + KEY_TOKENS;
+    if (kind !== 'name' || text !== 'KEYS' || !isIndexed(all, at) || !isText(all[at - 1], '=')) continue;
+    const variable = all[at - 2];
+    if (variable?.kind !== 'name' || all[at - 3]?.text !== 'local' || !endsStatement(all[behind])) continue;
+    if (globals.has(variable.text)) continue;
+    names.add(variable.text);
+    passed.add(at - 2).add(at);
   }
   return names;
+}
+
+/** The end of an argument that begins at `at` and is a key, or one with something behind; -1 where it is none. */
+function keyEnd(all: readonly Token[], at: number, names: ReadonlySet<string>): number {
+  const token = all[at];
+  if (token?.kind !== 'name') return -1;
+  let end = names.has(token.text) ? at + 1 : -1;
+  if (token.text === 'KEYS' && isIndexed(all, at)) end = at + KEY_TOKENS;
+  while (end >= 0 && isText(all[end], '..')) {
+    const operand = all[end + 1];
+    const argument = operand?.kind === 'name' && operand.text === 'ARGV' && isIndexed(all, end + 1);
+    if (operand === undefined || (operand.kind === 'other' && !isNumber(operand))) return -1;
+    end += 1 + (argument ? KEY_TOKENS : 1);
+  }
+  return end >= 0 && endsArgument(all[end]) ? end : -1;
+}
+
+/** Whether behind the name at `at` there is an index: `[1]`, `[i]`. */
+function isIndexed(all: readonly Token[], at: number): boolean {
+  const which = all[at + 2];
+  return isText(all[at + 1], '[') && (which?.kind === 'name' || isNumber(which)) && isText(all[at + 3], ']');
+}
+
+function isNumber(token: Token | undefined): boolean {
+  return token?.kind === 'other' && /^\.?[0-9]/.test(token.text);
+}
+
+/** Whether it makes nothing of `#KEYS` but a number. */
+function endsNumber(token: Token | undefined): boolean {
+  return token === undefined || token.kind === 'name' || BEHIND_A_NUMBER.has(token.text);
+}
+
+/** Whether an expression ends before it, and with it a statement: what follows may be a part of it otherwise. */
+function endsStatement(token: Token | undefined): boolean {
+  return token === undefined || isText(token, ';') || (token.kind === 'name' && !/^(?:and|or)$/.test(token.text));
 }

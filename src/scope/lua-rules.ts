@@ -67,6 +67,19 @@ const ENTRIES = commandTable().entries.filter(inScripts);
 
 export const SIMPLE_COMMANDS: ReadonlySet<string> = new Set(ENTRIES.filter(isSimple).map((entry) => entry.name));
 
+/** Commands whose keys are their first arguments, side by side: the last of these, -1 for all. */
+export const KEYED_COMMANDS: ReadonlyMap<string, number> = new Map(
+  ENTRIES.flatMap((entry) => {
+    const keys = prefixedKeys(entry);
+    return keys?.first === 1 && (keys.step === 1 || keys.last === 1) ? [[entry.name, keys.last]] : [];
+  }),
+);
+
+/** Those that a script may call and that name no key. */
+export const PLAIN_COMMANDS: ReadonlySet<string> = new Set(
+  ENTRIES.filter((entry) => code(entry) === 'p').map((entry) => entry.name),
+);
+
 export const LUA_SIMPLE = ` ${[...SIMPLE_COMMANDS].join(' ')} `;
 
 export const LUA_OTHERS = ` ${ENTRIES.filter((entry) => !isSimple(entry))

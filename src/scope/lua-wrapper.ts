@@ -15,13 +15,16 @@
  *    names are hidden by locals of the same name. A global that Holdfast does not know is hidden too (`unknownGlobals`).
  *  - `redis` has only the fields listed here; `call` and `pcall` refuse what lua-rules.ts does not list.
  *
+ * A script that only passes its keys on needs none of this (`needsNoWrapper`) and runs as it is, behind the second fence as
+ * all do.
+ *
  * Cost matters: the header runs with every call of the script. What runs each time is the first few statements; the rest
  * is one function, and code in it that most scripts never enter. Commands that the script names in quotes and that have
  * their one key first are prefixed at once. Where the text shows that the script calls no others (lua-calls.ts), the header
  * has no rules for them and is a tenth as long, which EVAL is spared with each call.
  */
-import { calledCommands } from './lua-calls.ts';
-import { LUA_OTHERS, LUA_SIMPLE, SIMPLE_COMMANDS } from './lua-rules.ts';
+import { calledCommands, onlyPassesKeysOn } from './lua-calls.ts';
+import { KEYED_COMMANDS, LUA_OTHERS, LUA_SIMPLE, PLAIN_COMMANDS, SIMPLE_COMMANDS } from './lua-rules.ts';
 
 /** How the prefix travels: with shared keys before it, or alone. */
 export interface WrapperShape {
@@ -343,6 +346,20 @@ function assemble(header: readonly string[], body: string, nested: boolean): str
   const name = unusedName(body);
   const named = header.join(' ').replace(/\$([a-zA-Z])/g, `${name}$1`);
   return nested ? `${named} ${NESTED_START}${body}${NESTED_END}` : `${named} ${body}`;
+}
+
+/**
+ * Whether a script of EVAL does the same without a wrapper where all keys have the prefix: it neither sees their names nor
+ * makes any. `body` is without a shebang line, and compiles.
+ */
+export function needsNoWrapper(body: string, unknownGlobals: readonly string[]): boolean {
+  return onlyPassesKeysOn(body, {
+    keyed: KEYED_COMMANDS,
+    plain: PLAIN_COMMANDS,
+    harmless: API_FIELDS,
+    globals: KNOWN_GLOBALS,
+    powerful: [...HIDDEN_GLOBALS, ...unknownGlobals, 'getmetatable', 'setmetatable'],
+  });
 }
 
 /** A script of EVAL, wrapped. `body` is without a shebang line; bytes are latin1 text. */

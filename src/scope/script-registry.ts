@@ -8,7 +8,7 @@
  * unknown, which clients are used to from servers that restart.
  */
 import { createHash } from 'node:crypto';
-import { KNOWN_GLOBALS, wrapScript } from './lua-wrapper.ts';
+import { KNOWN_GLOBALS, needsNoWrapper, wrapScript } from './lua-wrapper.ts';
 import type { ScopeAdmin } from './scope-admin.ts';
 import { scriptStore } from './script-store.ts';
 
@@ -26,6 +26,8 @@ export interface WrappedScript {
 export interface SentScript {
   readonly text: Buffer;
   readonly sha: string;
+  /** Whether it takes the prefix behind its arguments; the client's own script, sent as it is, does not. */
+  readonly wrapped: boolean;
 }
 
 /** The server's words for a script that it does not take. */
@@ -202,12 +204,12 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     if (typeof judged === 'string') return new ScriptRefusal(`${COMPILING}${judged}`);
     const sent = (form: string): SentScript => {
       const text = Buffer.from(shebang + form, 'latin1');
-      return { text, sha: sha1(text) };
+      return { text, sha: sha1(text), wrapped: true };
     };
     const script: WrappedScript = {
       sha,
       body,
-      plain: sent(forms[judged * 2]!),
+      plain: needsNoWrapper(code, names) ? { text: body, sha, wrapped: false } : sent(forms[judged * 2]!),
       shared: sent(forms[judged * 2 + 1]!),
       tailCallLine: tailCallLine(body.toString('latin1')),
     };
