@@ -89,6 +89,8 @@ export class Lane {
   runId = '';
   /** Raw mode: no framing in either direction (MONITOR, replication). */
   raw = false;
+  /** What a client's own request has it told stands behind the reply, as servers since 7.2 have it, not before. */
+  pushesFollow = false;
   /** RESP2 with subscriptions: messages come as arrays. */
   subscribedResp2 = false;
   /** What was read of it. */
@@ -237,6 +239,8 @@ export class Lane {
       else if (this.mode === IN_LIFTED) at = this.readLifted(buffer, at, length);
       else at = this.readWhole(buffer, at, length);
       if (this.isClosed()) return;
+      const more = this.pushesFollow && at < length && buffer[at] === PUSH;
+      if (this.mode === BETWEEN && !more) this.runReached();
     }
   };
 
@@ -349,7 +353,6 @@ export class Lane {
       this.queue.counts[slot] = owed - done;
       if (done === owed) this.queue.pop();
       receiver?.repliesDone(done);
-      if (done === owed) this.runReached();
     }
     return at;
   }
@@ -413,7 +416,6 @@ export class Lane {
     if (!confirmations.confirmed(frame) || this.isClosed()) return;
     this.queue.pop();
     confirmations.done();
-    this.runReached();
   }
 
   private takeMember(frame: Buffer): void {
@@ -429,7 +431,6 @@ export class Lane {
     }
     this.queue.pop();
     task.reply(NOTHING);
-    this.runReached();
   }
 
   private takeReply(frame: Buffer): void {
@@ -443,7 +444,6 @@ export class Lane {
       this.queue.pop();
       task.reply(frame);
     }
-    this.runReached();
   }
 
   /** What the frame that begins at `at` is for; BETWEEN when too few of its bytes are there to tell. */

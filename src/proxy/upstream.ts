@@ -239,6 +239,7 @@ export class Upstream {
         clearTimeout(timer);
         current.state = 'ready';
         current.runId = facts.runId;
+        current.pushesFollow = isSince72(facts.version);
         this.noteConnected(facts);
         events.ready(current);
       });
@@ -412,4 +413,9 @@ export class Upstream {
     // Whether it is more than this one connection is known before the next client asks.
     this.probeLater();
   }
+}
+
+function isSince72(version: string): boolean {
+  const [major = 0, minor = 0] = version.split('.').map(Number);
+  return major > 7 || (major === 7 && minor >= 2);
 }

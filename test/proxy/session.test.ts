@@ -161,6 +161,22 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
       expect(await exchange(port, [Buffer.concat(requests)])).toEqual(direct);
     });
 
+    it('tells a client what it published to itself before the answer to its next request', async () => {
+      const asked = [
+        ['HELLO', '3'],
+        ['SUBSCRIBE', 'own'],
+        ['PUBLISH', 'own', 'message'],
+        ['CLIENT', 'SETNAME', 'ending'],
+        ['PUBLISH', 'own', 'message'],
+        ['CLIENT', 'REPLY', 'ON'],
+        ['QUIT'],
+      ];
+      const requests = Buffer.concat(asked.map((args) => request(args)));
+      const told = async (to: number) =>
+        (await exchange(to, [requests])).bytes.toString().replace(/\$2\r\nid\r\n:\d+/, '');
+      expect(await told(port)).toBe(await told(kv.port));
+    });
+
     it('forgets its subscriptions with RESET, at once for everybody', async () => {
       const one = await client();
       const requests = [
