@@ -104,6 +104,7 @@ const GENERAL = `
  else r=(function(c,k,...)
  local a,n={c,k,...},2+select('#',...)
  if n==2 and k==nil then n=1 end
+ if n==1 and c==nil then return $p() end
  if $t(c)~='string' then return $p(unpack(a,1,n)) end
  local P,S,sub,find,match,lower=$P,$S,string.sub,string.find,string.match,string.lower
  local function txt(v) if $t(v)=='number' then return string.format('%.17g',v) end return v end

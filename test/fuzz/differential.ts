@@ -77,10 +77,15 @@ export function exchange(port: number, chunks: readonly Buffer[]): Promise<Answe
   });
 }
 
-/** HELLO tells the client's own ID, which no two servers give alike. */
+/**
+ * HELLO tells the client's own ID, which no two servers give alike, and COMMAND lists in an order of the server's own, of which so
+ * much is lost at the end that nothing behind it can be compared.
+ */
 function comparable(bytes: Buffer): Buffer {
-  if (!bytes.includes('$2\r\nid\r\n:')) return bytes;
-  return Buffer.from(bytes.toString('latin1').replace(/\$2\r\nid\r\n:\d+\r\n/g, '$2\r\nid\r\n:0\r\n'), 'latin1');
+  if (!bytes.includes('$2\r\nid\r\n:') && !bytes.includes('*10\r\n$')) return bytes;
+  const text = bytes.toString('latin1').replace(/\$2\r\nid\r\n:\d+\r\n/g, '$2\r\nid\r\n:0\r\n');
+  const listed = /\*[23]\d\d\r\n\*10\r\n\$/.exec(text);
+  return Buffer.from(listed === null ? text : text.slice(0, listed.index), 'latin1');
 }
 
 function sameAnswer(a: Answer, b: Answer): boolean {

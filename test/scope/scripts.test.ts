@@ -63,6 +63,8 @@ describe.each(['redis', 'valkey'] as const)('scripts in a scope on %s', (server)
   it('gives the same replies as a bare script, command by command', async () => {
     await begin();
     const calls: readonly string[] = [
+      'redis.call()',
+      'redis.pcall()',
       "redis.call('SET','k','v')",
       "redis.call('set','k',1.5)",
       "redis.call('SET',12,1e15)",
