@@ -14,6 +14,8 @@ import type { ScopedExchange } from './scope.ts';
 import { notInTransaction } from './scope-keyspace.ts';
 import { answerError, requireFence, trailingArguments } from './scope-scripts.ts';
 
+const NO_FUNCTIONS = 'No functions registered';
+const OTHER_METADATA = 'ERR library metadata is "#!lua name=<library>" and a line break in a scope';
 const COMPILING = 'ERR Error compiling function: ';
 const ESCAPE = 27;
 
@@ -52,7 +54,9 @@ export async function loadLibrary(scoped: ScopedExchange): Promise<void> {
   const split = splitShebang(text);
   const head = /^#!(lua)[ \t]+name=([A-Za-z0-9_]+)[ \t]*\r?\n$/i.exec(split?.shebang ?? '');
   if (split === undefined || head === null) {
-    answerError(exchange, 'ERR Missing library metadata: in a scope it is "#!lua name=<library>" and a line break');
+    // The server says what is wrong with it, or that there are no functions in it: behind it is nothing.
+    exchange.args = args.with(-1, Buffer.from(split?.shebang ?? text, 'latin1'));
+    exchange.onReply((frame) => (frame.includes(NO_FUNCTIONS) ? encode.error(OTHER_METADATA) : frame));
     return;
   }
   if (split.code.charCodeAt(0) === ESCAPE) {

@@ -9,6 +9,8 @@ import { resendOn } from './session-lanes.ts';
 import { Hold, LOST_TEXT, Pin } from './session-state.ts';
 
 const MINUS = 45;
+/** What the KV store says of itself, to Holdfast's own connections as to every client. */
+const SERVER_STATES: ReadonlySet<string> = new Set(['BUSY', 'LOADING', 'MASTERDOWN', 'MISCONF', 'OOM', 'READONLY']);
 
 /** Runs `action` on a fitting lane; where there is none, its request is answered with the reason. */
 export function onLane(session: Session, pin: number, action: () => void): void {
@@ -255,6 +257,8 @@ function refusal(session: Session, thrown: unknown): Buffer {
   if (thrown instanceof HoldfastError) {
     return encode.error(thrown.code === 'REFUSED' ? thrown.message : thrown.toReplyText());
   }
+  const text = messageOf(thrown);
+  if (SERVER_STATES.has(text.split(' ', 1)[0]!)) return encode.errorOfBytes(text);
   session.log.error({ err: thrown }, 'an interceptor failed');
   return encode.error(`ERR Holdfast failed internally: ${messageOf(thrown)}`);
 }

@@ -239,8 +239,7 @@ export class Lane {
       else if (this.mode === IN_LIFTED) at = this.readLifted(buffer, at, length);
       else at = this.readWhole(buffer, at, length);
       if (this.isClosed()) return;
-      const more = this.pushesFollow && at < length && buffer[at] === PUSH;
-      if (this.mode === BETWEEN && !more) this.runReached();
+      if (this.mode === BETWEEN && !this.pushFollows(buffer, at, length)) this.runReached();
     }
   };
 
@@ -475,6 +474,15 @@ export class Lane {
     if (kind === Owed.confirm) return type === MINUS ? IN_CONFIRM : UNEXPECTED;
     // Nothing is owed. A server that is about to close says why in an error; pass that to the owner as a push.
     return IN_PUSH;
+  }
+
+  /** Whether what comes next is a message that belongs to the reply before it. */
+  private pushFollows(buffer: Buffer, at: number, length: number): boolean {
+    if (!this.pushesFollow || at >= length || buffer[at] !== PUSH) return false;
+    const slot = this.queue.answeredNext();
+    if (slot < 0 || this.queue.kinds[slot] !== Owed.confirm) return true;
+    const word = firstWord(buffer, at, length);
+    return word !== undefined && !this.queue.confirmations[slot]!.word.equals(word);
   }
 
   private runReached(): void {

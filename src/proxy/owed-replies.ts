@@ -98,6 +98,15 @@ export class OwedReplies {
     this.popped += 1;
   }
 
+  /** The slot of the first entry that the server answers; -1 without one. */
+  answeredNext(): number {
+    for (let i = 0; i < this.size; i += 1) {
+      const slot = (this.head + i) & this.mask;
+      if (this.kinds[slot] !== Owed.local) return slot;
+    }
+    return -1;
+  }
+
   private grow(): void {
     const capacity = (this.mask + 1) * 2;
     const receivers: (ReplyReceiver | undefined)[] = new Array(capacity);

@@ -167,8 +167,12 @@ describe.each(kvKinds)('sessions in front of %s', (kind) => {
         ['SUBSCRIBE', 'own'],
         ['PUBLISH', 'own', 'message'],
         ['CLIENT', 'SETNAME', 'ending'],
+        ['CLIENT', 'REPLY', 'ON'],
+        ['SUNSUBSCRIBE'],
         ['PUBLISH', 'own', 'message'],
         ['CLIENT', 'REPLY', 'ON'],
+        ['SUBSCRIBE', 'other'],
+        ['ECHO', 'end'],
         ['QUIT'],
       ];
       const requests = Buffer.concat(asked.map((args) => request(args)));

@@ -23,8 +23,8 @@ import {
   temporaryDirectory,
 } from '../../bench/processes.ts';
 import { freePort } from '../../src/embedded/free-port.ts';
-import { replyValue } from '../../src/resp/reply.ts';
-import { connectRaw } from '../support/raw-client.ts';
+import { type ReplyValue, replyValue } from '../../src/resp/reply.ts';
+import { connectRaw, type RawClient } from '../support/raw-client.ts';
 import { type Difference, differences } from './compare.ts';
 import { KNOWN_DIFFERENCES } from './known-differences.ts';
 import { obtainRedisSources, prepareRunDirectory, type RedisSources } from './redis-sources.ts';
@@ -66,6 +66,7 @@ const TENANT_UNITS = [
   'unit/protocol',
 ];
 const SHORT_UNITS = ['unit/type/incr', 'unit/sort', 'unit/hyperloglog'];
+const KILLS_MAX = 5;
 const PREFIXES = ['tenant-one:', 'tenant-two:'];
 
 /** What scopes change on purpose, by what the suite says of the failure. */
@@ -150,6 +151,15 @@ function letOperate(directory: string, port: number): void {
   );
 }
 
+/** A test that has failed may have left the server with an endless script, which is of the one kind or the other. */
+async function allKeys(direct: RawClient): Promise<ReplyValue> {
+  for (let attempt = 1; ; attempt += 1) {
+    const keys = replyValue(await direct.send('KEYS', '*'));
+    if (Array.isArray(keys) || attempt === KILLS_MAX) return keys;
+    for (const kind of ['SCRIPT', 'FUNCTION']) await direct.send(kind, 'KILL');
+  }
+}
+
 interface UnitReport {
   readonly tenants: readonly UnitResult[];
   readonly keysOutside: string[];
@@ -189,12 +199,10 @@ async function runScoped(
       }),
     );
     const direct = await connectRaw(kv.port);
-    // A test that has failed may have left the server with an endless script, which is of the one kind or the other.
-    for (const kind of ['SCRIPT', 'FUNCTION']) await direct.send(kind, 'KILL');
     const keysOutside: string[] = [];
     for (let database = 0; database < 16; database += 1) {
       await direct.send('SELECT', String(database));
-      const keys = replyValue(await direct.send('KEYS', '*'));
+      const keys = await allKeys(direct);
       if (!Array.isArray(keys)) throw new Error(`${settings.unit} left the server without an answer to KEYS: ${keys}`);
       const outside = keys
         .map(String)
