@@ -159,6 +159,15 @@ function ownCode(prefix: string, wrapped: string): string {
 /** The identity's libraries, one by one. */
 export async function flushLibraries(scoped: ScopedExchange): Promise<void> {
   const { exchange } = scoped;
+  const [, , mode, ...more] = exchange.args;
+  if (more.length > 0) {
+    answerError(exchange, "ERR unknown subcommand or wrong number of arguments for 'flush'. Try FUNCTION HELP.");
+    return;
+  }
+  if (mode !== undefined && !/^a?sync$/i.test(mode.toString('latin1'))) {
+    answerError(exchange, 'ERR FUNCTION FLUSH only supports SYNC|ASYNC option');
+    return;
+  }
   if (exchange.queued) throw notInTransaction('FUNCTION FLUSH');
   const prefix = namePrefix(scoped);
   const listed = readReply(

@@ -277,7 +277,10 @@ describe.each(['redis', 'valkey'] as const)('scripts in a scope on %s', (server)
     expect(await a('FUNCTION', 'LIST', 'LIBRARYNAME', 'none*')).toEqual([]);
     expect(await a('FUNCTION', 'LIST', 'LIBRARYNAME', 'to*')).toHaveLength(1);
     expect(await a('FUNCTION', 'DELETE', 'global')).toMatch(/^!ERR Library not found/);
-    expect(await a('FUNCTION', 'FLUSH')).toBe('OK');
+    expect(await a('FUNCTION', 'FLUSH', 'bad')).toBe('!ERR FUNCTION FLUSH only supports SYNC|ASYNC option');
+    expect(await a('FUNCTION', 'FLUSH', 'SYNC', 'x')).toMatch(/^!ERR unknown subcommand or wrong number of arguments/);
+    expect(await a('FUNCTION', 'LIST')).toHaveLength(1);
+    expect(await a('FUNCTION', 'FLUSH', 'async')).toBe('OK');
     expect(await a('FUNCTION', 'LIST')).toEqual([]);
     expect(await b('FUNCTION', 'LIST')).toHaveLength(1);
     expect(await b('FUNCTION', 'DELETE', 'tools')).toBe('OK');

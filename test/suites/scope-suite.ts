@@ -79,6 +79,10 @@ const REASONS: readonly (readonly [detail: RegExp, reason: string])[] = [
   ],
   [/MULTI calls can not be nested/, 'a test before it ended at a refused command and left its transaction open'],
   [/assert_encoding/, 'encodings follow the configuration, which the other tenant changes meanwhile'],
+  [
+    /BUSY Redis is busy running a script/,
+    'a test before it ended at a refused command, FUNCTION STATS or SCRIPT KILL, and left the server with an endless script',
+  ],
   [/NOPERM only DEBUG OBJECT/, 'DEBUG is for operators'],
   [/inside MULTI is not possible/, 'has no place inside MULTI through Holdfast or in a scope'],
   [
