@@ -6,7 +6,7 @@
 import * as encode from '../resp/encode.ts';
 import { aggregate, type Reply, readReply } from '../resp/reply.ts';
 import { countedKeys } from '../scope/find-names.ts';
-import { LIBRARY_MARK, NESTED_END, NESTED_START, wrapLibrary } from '../scope/lua-wrapper.ts';
+import { LIBRARY_MARK, NESTED_END, NESTED_START, registrationError, wrapLibrary } from '../scope/lua-wrapper.ts';
 import { isError, rewriteError } from '../scope/rewrite-reply.ts';
 import { rewriteRequest } from '../scope/rewrite-request.ts';
 import { sha1, splitShebang } from '../scope/script-registry.ts';
@@ -16,6 +16,8 @@ import { answerError, requireFence, trailingArguments } from './scope-scripts.ts
 
 const NO_FUNCTIONS = 'No functions registered';
 const OTHER_METADATA = 'ERR library metadata is "#!lua name=<library>" and a line break in a scope';
+/** The name may stand in quotes. */
+const METADATA = /^(#!lua[ \t]+name=(["']?))([A-Za-z0-9_]+\2[ \t]*\r?\n)$/i;
 const COMPILING = 'ERR Error compiling function: ';
 const ESCAPE = 27;
 
@@ -52,7 +54,7 @@ export async function loadLibrary(scoped: ScopedExchange): Promise<void> {
   if (args.length < 3) return;
   const text = args.at(-1)!.toString('latin1');
   const split = splitShebang(text);
-  const head = /^#!(lua)[ \t]+name=([A-Za-z0-9_]+)[ \t]*\r?\n$/i.exec(split?.shebang ?? '');
+  const head = METADATA.exec(split?.shebang ?? '');
   if (split === undefined || head === null) {
     // The server says what is wrong with it, or that there are no functions in it: behind it is nothing.
     exchange.args = args.with(-1, Buffer.from(split?.shebang ?? text, 'latin1'));
@@ -72,9 +74,13 @@ export async function loadLibrary(scoped: ScopedExchange): Promise<void> {
     answerError(exchange, `${COMPILING}${judged}`);
     return;
   }
-  const wrapped = `#!lua name=${prefix}${head[2]}\n${forms[judged]}`;
+  const wrapped = `${head[1]}${prefix}${head[3]}${forms[judged]}`;
   exchange.args = args.with(-1, Buffer.from(wrapped, 'latin1'));
-  exchange.onReply((frame) => (isError(frame) ? withoutPrefix(prefix, frame) : ownName(prefix, readReply(frame))));
+  exchange.onReply((frame) => {
+    if (!isError(frame)) return ownName(prefix, readReply(frame));
+    const text = readReply(withoutPrefix(prefix, frame)).bytes.toString('latin1');
+    return encode.errorOfBytes(registrationError(text));
+  });
 }
 
 function ownName(prefix: string, name: Reply): Buffer {
@@ -102,6 +108,8 @@ export function listLibraries(scoped: ScopedExchange): void {
     named = true;
     at += 1;
   }
+  // One without a pattern behind it is the server's to refuse.
+  if (args.at(-1)!.toString('latin1').toLowerCase() === 'libraryname') named = true;
   if (!named) args.splice(2, 0, Buffer.from('LIBRARYNAME'), Buffer.from(`${prefix}*`));
   exchange.args = args;
   exchange.onReply((frame) => {

@@ -61,6 +61,7 @@ const API_FIELDS =
 
 /** What a library may use of `redis` while it loads. */
 const LOG_LEVELS = ['LOG_DEBUG', 'LOG_VERBOSE', 'LOG_NOTICE', 'LOG_WARNING'];
+const VERSIONS = ['REDIS_VERSION', 'REDIS_VERSION_NUM'];
 
 const SAFE_GLOBALS =
   'assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ipairs math next pairs pcall rawequal rawget rawset select setmetatable string struct table tonumber tostring type unpack xpcall _VERSION KEYS ARGV redis server getmetatable'.split(
@@ -395,27 +396,77 @@ export const LIBRARY_MARK = '--[==[holdfast]==]';
 export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
   const later = mentionedFields(body).map((field) => `$a.${field}=redis.${field}`);
+  const atLoad = [...LOG_LEVELS, ...VERSIONS.filter((field) => body.includes(field))];
   const header = [
     `local $a,$r,$t,$p,$m,$P${shared ? ',$S' : ''}={},redis`,
+    callers(body, 'user_function', shape, true),
     oneLine(`
       local function $w(f)
        return function(keys,args)
-        if not $t then $t,$p,$m=type,redis.pcall,getmetatable ${later.join(' ')} end
+        if not $t then
+         $t,$p,$m=type,redis.pcall,getmetatable $a.call,$a.pcall,$a.register_function=$c,$q ${later.join(' ')}
+        end
         ${takePrefix('args', shared)} ${bareKeys('keys', shared)}
         return f(keys,args)
        end
       end
-      local function $d(a,b)
-       if b then return $r.register_function('${namePrefix}'..a,$w(b)) end
-       return $r.register_function({
-        function_name='${namePrefix}'..a.function_name,callback=$w(a.callback),flags=a.flags,description=a.description})
+      local $e=('').dump local $h=$e
+      local function $d($n,b,...)
+       local more={...}
+       if more[1]~=nil then return $r.register_function($n,b,...) end
+       if $n==nil and b==nil then return $r.register_function() end
+       if $n==nil or $n=='' then return $r.register_function($n,b) end
+       if b~=nil then $e(b) return $r.register_function('${namePrefix}'..$n,$w(b)) end
+       local $i,f=$n.function_name,$n.callback
+       if $i==nil or $i=='' or f==nil then return $r.register_function($n) end
+       $h(f)
+       $n.function_name,$n.callback='${namePrefix}'..$i,$w(f)
+       local r=$r.register_function($n)
+       $n.function_name,$n.callback=$i,f
+       return r
       end`),
-    callers(body, 'user_function', shape, true),
-    'local redis=$a redis.call,redis.pcall,redis.register_function,redis.log=$c,$q,$d,$r.log',
-    ...LOG_LEVELS.map((level) => `redis.${level}=$r.${level}`),
+    'local redis=$a redis.register_function,redis.log=$d,$r.log',
+    ...atLoad.map((field) => `redis.${field}=$r.${field}`),
     'local server,_G=redis',
     ...hiding(body, shape),
     LIBRARY_MARK,
   ];
   return assemble(header, body, nested);
 }
+
+/**
+ * What a server says of an error that a library raises while it loads, which has neither `type` nor `error` for the header to look at
+ * arguments and complain. `text` is latin1.
+ */
+export function registrationError(text: string): string {
+  const [, start, what] = /^(ERR Error registering functions: ERR )(.*)$/s.exec(text) ?? [];
+  if (start === undefined || what === undefined) return text;
+  for (const [pattern, message] of REGISTRATION_ERRORS) {
+    if (pattern.test(what)) return start + what.replace(pattern, message);
+  }
+  return text;
+}
+
+const REGISTRATION_ERRORS: readonly (readonly [pattern: RegExp, message: string])[] = [
+  [
+    /^.*bad argument #1 to '_(?:\d+_)?e' \(function expected.*$/s,
+    'second argument to redis.register_function must be a function',
+  ],
+  [
+    /^.*bad argument #1 to '_(?:\d+_)?h' \(function expected.*$/s,
+    'callback argument given to redis.register_function must be a function',
+  ],
+  [/^.*attempt to concatenate local '_(?:\d+_)?n' .*$/s, 'first argument to redis.register_function must be a string'],
+  [
+    /^.*attempt to concatenate local '_(?:\d+_)?i' .*$/s,
+    'function_name argument given to redis.register_function must be a string',
+  ],
+  [
+    /^.*attempt to index local '_(?:\d+_)?n' .*$/s,
+    'calling redis.register_function with a single argument is only applicable to Lua table (representing named arguments).',
+  ],
+  [
+    /attempt to call field '(p?call|setresp|set_repl|sha1hex|error_reply|status_reply|replicate_commands)' \(a nil value\)/,
+    "Script attempted to access nonexistent global variable '$1'",
+  ],
+];
