@@ -79,9 +79,10 @@ function send({ exchange, scope, rule }: ScopedExchange, script: WrappedScript, 
   exchange.onReply((frame) => (isError(frame) ? scriptError(scope, script, frame, rewritten) : frame));
 }
 
-/** An error of a wrapped script, as the client may see it. */
+/** An error of a script, as the client may see it. */
 export function scriptError(scope: Scope, script: WrappedScript, frame: Buffer, request: RewrittenRequest): Buffer {
-  const text = clientError(script, readReply(frame).bytes.toString('latin1'));
+  const said = readReply(frame).bytes.toString('latin1');
+  const text = sentFor(scope, script).wrapped ? clientError(script, said) : said;
   return rewriteError(scope, encode.errorOfBytes(text), request);
 }
 

@@ -28,6 +28,10 @@ const OBJECTS = new Set(['redis', 'server']);
 const CALLS = new Set(['call', 'pcall']);
 /** With these a script may come by `redis` without naming it. */
 const REFLECTION = new Set(['_G', 'getfenv', 'setfenv', 'load', 'loadstring', 'dofile', 'require']);
+/** Names that Lua gives to what a script does not name. */
+const IMPLICIT = new Set(['self', 'arg']);
+/** Longer scripts are not read: reading takes its time, during which nobody else is served. */
+const READ_BYTES_MAX = 64 * 1024;
 /** What may stand behind `#KEYS`: nothing that makes one of the keys of it. */
 const BEHIND_A_NUMBER = new Set([',', ')', '}', ';', '<', '>', '=', '~', '+', '-', '*', '/', '%']);
 
@@ -73,8 +77,9 @@ function lineEnd(source: string, at: number): number {
   return LINE_END.exec(source)?.index ?? source.length;
 }
 
-/** `undefined` for what is no Lua. */
+/** `undefined` for what is no Lua, or too long. */
 function tokens(source: string): Token[] | undefined {
+  if (source.length > READ_BYTES_MAX) return undefined;
   const found: Token[] = [];
   for (let at = 0; at < source.length; ) {
     const space = matchAt(SPACE, source, at);
@@ -182,9 +187,9 @@ function keyNames(all: readonly Token[], globals: ReadonlySet<string>, passed: S
   for (const [at, { kind, text }] of all.entries()) {
     const behind = at + KEY_TOKENS;
     if (kind !== 'name' || text !== 'KEYS' || !isIndexed(all, at) || !isText(all[at - 1], '=')) continue;
-    const variable = all[at - 2];
-    if (variable?.kind !== 'name' || all[at - 3]?.text !== 'local' || !endsStatement(all[behind])) continue;
-    if (globals.has(variable.text)) continue;
+    const [local, variable] = [all[at - 3], all[at - 2]];
+    if (local?.kind !== 'name' || local.text !== 'local' || variable?.kind !== 'name') continue;
+    if (!endsStatement(all[behind]) || globals.has(variable.text) || IMPLICIT.has(variable.text)) continue;
     names.add(variable.text);
     passed.add(at - 2).add(at);
   }

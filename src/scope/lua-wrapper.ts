@@ -359,7 +359,7 @@ export function needsNoWrapper(body: string, unknownGlobals: readonly string[]):
     keyed: KEYED_COMMANDS,
     plain: PLAIN_COMMANDS,
     harmless: API_FIELDS,
-    globals: KNOWN_GLOBALS,
+    globals: new Set([...KNOWN_GLOBALS, ...unknownGlobals]),
     powerful: [...HIDDEN_GLOBALS, ...unknownGlobals, 'getmetatable', 'setmetatable'],
   });
 }

@@ -200,16 +200,20 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
       [false, true].map((shared) => wrapScript(code, { shared, nested, unknownGlobals: names })),
     );
     // The plain and the shared form differ by one local variable: what leaves room for the latter suits both.
-    const judged = await compile(`${shebang === '' ? '' : '\n'}${code}`, [forms[1]!, forms[3]!], 'user_script');
+    const text = `${shebang === '' ? '' : '\n'}${code}`;
+    const bare = needsNoWrapper(code, names);
+    let judged = await compile(text, [forms[1]!, forms[3]!], 'user_script');
+    // What leaves no room for a wrapper runs at least where it needs none.
+    if (typeof judged === 'string' && bare) judged = await compile(text, [text], 'user_script');
     if (typeof judged === 'string') return new ScriptRefusal(`${COMPILING}${judged}`);
     const sent = (form: string): SentScript => {
-      const text = Buffer.from(shebang + form, 'latin1');
-      return { text, sha: sha1(text), wrapped: true };
+      const bytes = Buffer.from(shebang + form, 'latin1');
+      return { text: bytes, sha: sha1(bytes), wrapped: true };
     };
     const script: WrappedScript = {
       sha,
       body,
-      plain: needsNoWrapper(code, names) ? { text: body, sha, wrapped: false } : sent(forms[judged * 2]!),
+      plain: bare ? { text: body, sha, wrapped: false } : sent(forms[judged * 2]!),
       shared: sent(forms[judged * 2 + 1]!),
       tailCallLine: tailCallLine(body.toString('latin1')),
     };

@@ -96,6 +96,10 @@ test.each([
   "local key='x' return redis.call('GET',key)",
   "key=KEYS[1] return redis.call('GET',key)",
   "redis.call('SET',_VERSION,1) local _VERSION=KEYS[1]",
+  "local self=KEYS[1] local t={} function t:m() return redis.call('GET',self) end return t.m('x')",
+  "local arg=KEYS[1] return redis.call('GET',arg)",
+  'local x="local" foo=KEYS[1] return redis.call(\'GET\',foo)',
+  `return redis.call('GET',KEYS[1]) --${'x'.repeat(70_000)}`,
   "return redis.call('GET',KEYS[1]or'x')",
   "return redis.call('GET',(KEYS[1]))",
   "return redis.call('GET',KEYS[KEYS[1]])",
@@ -136,4 +140,5 @@ test('a script that names a global of the server which nobody knows is wrapped',
   const source = "return redis.call('GET',KEYS[1])..oracle()";
   expect(needsNoWrapper(source, [])).toBe(true);
   expect(needsNoWrapper(source, ['oracle'])).toBe(false);
+  expect(needsNoWrapper("redis.call('SET',oracle,1) local oracle=KEYS[1]", ['oracle'])).toBe(false);
 });

@@ -106,5 +106,7 @@ export const SCRIPT_ATTACKS: readonly string[] = [
   'return redis.call("GET",KEYS[1]and"secret")',
   'return redis.call("GET",KEYS[1]or"secret")',
   'local key=KEYS[1]or"secret" return redis.call("GET",key)',
+  'local self=KEYS[1] local t={} function t:m() return redis.call("GET",self) end return t.m("secret")',
+  'local self=KEYS[1] local t={} function t:m() return redis.call("SET",self.."et","owned") end return t.m("secr")',
   'local key=KEYS[1] do local key="secret" return redis.call("GET",key) end',
 ];

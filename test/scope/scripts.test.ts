@@ -60,6 +60,16 @@ describe.each(['redis', 'valkey'] as const)('scripts in a scope on %s', (server)
     expect(await direct('GET', 'a:a:x')).toBe('bull');
   });
 
+  it('takes a script that leaves no room for a wrapper and needs none, and passes its own errors on', async () => {
+    await begin();
+    const names = Array.from({ length: 200 }, (_, at) => `v${at}`).join(',');
+    await a('SET', 'k', 'v');
+    expect(await a('EVAL', `local ${names} return redis.call('GET',KEYS[1])`, 1, 'k')).toBe('v');
+    const fails = 'return redis.error_reply(ARGV[1])';
+    const said = `ERR x script: ${sha1(fails)}, on @user_script:0.`;
+    expect(await a('EVAL', fails, 0, said)).toBe(await direct('EVAL', fails, 0, said));
+  });
+
   it('gives the same replies as a bare script, command by command', async () => {
     await begin();
     const calls: readonly string[] = [
