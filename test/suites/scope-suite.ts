@@ -121,6 +121,10 @@ const REASONS_BY_TEST: readonly (readonly [test: RegExp, reason: string])[] = [
     / with 0\.001 timeout should not block indefinitely$/,
     'tests before it ended at a refused SYNC and left clients blocked',
   ],
+  [
+    /^(?:RESP3 attributes on RESP2|test (?:big number parsing|bool parsing|verbatim str parsing|large number of args|argument rewriting - issue N))$/,
+    'a test before it ended at a refused DEBUG and left its client with replies that nobody read',
+  ],
   [/ protocol parsing$/, NOT_BEGUN],
   [/^Script (?:block the time during execution|delete the expired key)$/, NOT_BEGUN],
   [
