@@ -125,6 +125,7 @@ const REASONS_BY_TEST: readonly (readonly [test: RegExp, reason: string])[] = [
     /^(?:RESP3 attributes on RESP2|test (?:big number parsing|bool parsing|verbatim str parsing|large number of args|argument rewriting - issue N))$/,
     'a test before it ended at a refused DEBUG and left its client with replies that nobody read',
   ],
+  [/^MULTI with config error$/, 'the suite’s CONFIG goes past the scope, and so past its MULTI'],
   [/ protocol parsing$/, NOT_BEGUN],
   [/^Script (?:block the time during execution|delete the expired key)$/, NOT_BEGUN],
   [
