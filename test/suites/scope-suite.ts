@@ -198,7 +198,7 @@ interface UnitReport {
 /** The tenants with these prefixes, at once. */
 async function runScoped(
   sources: RedisSources,
-  settings: RunSettings & { readonly server: KvBinary },
+  settings: RunSettings & { readonly server: KvBinary; readonly mayEnd: boolean },
   prefixes: readonly string[],
   createDatabase: () => Promise<string>,
 ): Promise<UnitReport> {
@@ -229,8 +229,9 @@ async function runScoped(
         );
       }),
     );
-    const direct = await connectRaw(kv.port);
     const keysOutside: string[] = [];
+    if (settings.mayEnd && !kv.running()) return { tenants, keysOutside };
+    const direct = await connectRaw(kv.port);
     for (let database = 0; database < 16; database += 1) {
       await direct.send('SELECT', String(database));
       const keys = await allKeys(direct);
@@ -280,7 +281,10 @@ async function main(): Promise<number> {
           units: [unit],
           jobs: 1,
         });
-        const run = (...prefixes: string[]) => runScoped(sources, settings, prefixes, () => ledger.create());
+        // Valkey 8.0.1 does not survive what the scripting tests unpack, without a scope either.
+        const mayEnd = direct.some(({ outcome }) => outcome !== 'done');
+        const run = (...prefixes: string[]) =>
+          runScoped(sources, { ...settings, mayEnd }, prefixes, () => ledger.create());
         const { tenants, keysOutside } = await run(...PREFIXES);
         for (const [at, result] of tenants.entries()) {
           const found = differences(direct, [result], []);
