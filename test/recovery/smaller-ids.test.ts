@@ -19,6 +19,18 @@ describe.each(kvKinds)('XADD to a stream that begins anew with smaller IDs, with
   const values = (events: unknown): string[] =>
     ((events as Events) ?? []).flatMap(([, entries]) => entries.map(([, [, value]]) => value!));
 
+  /** Two sidecars with one ledger. */
+  async function startTwo() {
+    const { url: databaseUrl } = await startTestPostgres();
+    const direct = clientOf(kv.port);
+    await direct.flushall();
+    const options: SidecarOptions = { kvPort: kv.port, databaseUrl, lookIntervalMs: NEVER_MS };
+    const [one, other] = [await startSidecar(options), await startSidecar(options)];
+    const [client, otherClient] = [one.client(), other.client()];
+    const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
+    return { one, other, client, otherClient, direct, read };
+  }
+
   test.each(['acknowledged', 'trimmed'])('is not lost where what it had was %s', async (how) => {
     const { sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: NEVER_MS });
     const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
@@ -64,13 +76,7 @@ describe.each(kvKinds)('XADD to a stream that begins anew with smaller IDs, with
   });
 
   test('is not lost where another sidecar had added what was acknowledged', async () => {
-    const { url: databaseUrl } = await startTestPostgres();
-    const direct = clientOf(kv.port);
-    await direct.flushall();
-    const options: SidecarOptions = { kvPort: kv.port, databaseUrl, lookIntervalMs: NEVER_MS };
-    const [one, other] = [await startSidecar(options), await startSidecar(options)];
-    const [client, otherClient] = [one.client(), other.client()];
-    const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
+    const { one, other, client, otherClient, direct, read } = await startTwo();
     await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
     await client.xadd('s', '*', 'n', 'first');
     const future = `${Date.now() + 3_600_000}-1`;
@@ -86,13 +92,7 @@ describe.each(kvKinds)('XADD to a stream that begins anew with smaller IDs, with
   });
 
   test('is taken as it is where a client set them back, through whichever sidecar', async () => {
-    const { url: databaseUrl } = await startTestPostgres();
-    const direct = clientOf(kv.port);
-    await direct.flushall();
-    const options: SidecarOptions = { kvPort: kv.port, databaseUrl, lookIntervalMs: NEVER_MS };
-    const [one, other] = [await startSidecar(options), await startSidecar(options)];
-    const [client, otherClient] = [one.client(), other.client()];
-    const read = async () => values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'));
+    const { one, other, client, otherClient, direct, read } = await startTwo();
     await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
     await client.xadd('s', '100-1', 'n', 'old');
     expect(await read()).toEqual(['old']);
