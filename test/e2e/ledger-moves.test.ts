@@ -233,7 +233,7 @@ describe.each(kvKinds)('with %s', (kind) => {
 
   test('a ledger that is held up for a while costs a pause', async () => {
     await far.stop();
-    far = await sidecarOf({ kvPort: cut.port, limits: { commitTimeoutMs: 300 } });
+    far = await sidecarOf({ kvPort: cut.port, limits: { commitTimeoutMs: 3000 } });
     const client = far.client();
     const ids = await add(client, 2);
     const stream = await known(leader, 's');
