@@ -31,11 +31,6 @@ const LUA_FINDERS = new Set([
 /** Plain commands that make sense in a script; others are the session's. */
 const LUA_PLAIN = new Set(['ping', 'echo', 'time', 'select', 'lastsave', 'lolwut', 'role']);
 
-function isSimple(entry: CommandEntry): boolean {
-  const keys = prefixedKeys(entry);
-  return keys !== undefined && keys.first === 1 && keys.last === 1;
-}
-
 function places(rule: ScopeRule & { kind: 'keys' }): string {
   const ranges = rule.ranges.map(({ first, last, step }) => `${first}:${last}:${step}`);
   const counted = rule.counted === undefined ? [] : [`#${rule.counted.count}:${rule.counted.first}`];
@@ -65,14 +60,17 @@ function inScripts(entry: CommandEntry): boolean {
 
 const ENTRIES = commandTable().entries.filter(inScripts);
 
-export const SIMPLE_COMMANDS: ReadonlySet<string> = new Set(ENTRIES.filter(isSimple).map((entry) => entry.name));
-
 /** Commands whose keys are their first arguments, side by side: the last of these, -1 for all. */
 export const KEYED_COMMANDS: ReadonlyMap<string, number> = new Map(
   ENTRIES.flatMap((entry) => {
     const keys = prefixedKeys(entry);
     return keys?.first === 1 && (keys.step === 1 || keys.last === 1) ? [[entry.name, keys.last]] : [];
   }),
+);
+
+/** Of these, those with one key. */
+export const SIMPLE_COMMANDS: ReadonlySet<string> = new Set(
+  [...KEYED_COMMANDS].filter(([, last]) => last === 1).map(([name]) => name),
 );
 
 /** Those that a script may call and that name no key. */
@@ -82,7 +80,7 @@ export const PLAIN_COMMANDS: ReadonlySet<string> = new Set(
 
 export const LUA_SIMPLE = ` ${[...SIMPLE_COMMANDS].join(' ')} `;
 
-export const LUA_OTHERS = ` ${ENTRIES.filter((entry) => !isSimple(entry))
+export const LUA_OTHERS = ` ${ENTRIES.filter(({ name }) => !SIMPLE_COMMANDS.has(name))
   .map((entry) => ({ name: entry.name, code: code(entry) }))
   .filter((rule) => rule.code !== undefined)
   .map((rule) => `${rule.name}=${rule.code}`)

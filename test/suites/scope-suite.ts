@@ -141,12 +141,19 @@ function reasonOf(difference: Difference): string | undefined {
   return known?.reason ?? byTest?.[1] ?? byDetail?.[1];
 }
 
+/** Adds lines to one of the suite's files, behind each `anchor`. */
+function addBehind(file: string, anchor: string, lines: string): void {
+  const text = readFileSync(file, 'utf8');
+  if (!text.includes(anchor)) throw new Error(`${file} is not the one that this change was written for`);
+  writeFileSync(
+    file,
+    text.replaceAll(anchor, () => anchor + lines),
+  );
+}
+
 /** Sends what the suite does as an operator past the scope. */
 function letOperate(directory: string, port: number): void {
-  const client = join(directory, 'tests', 'support', 'redis.tcl');
-  const text = readFileSync(client, 'utf8');
   const anchor = 'proc ::redis::__dispatch__ {id method args} {\n';
-  if (!text.includes(anchor)) throw new Error('redis.tcl is not the one that this change was written for');
   const operator = `    set operates [expr {$method eq {config} || ($method eq {debug} && [lindex $args 0] in {set-active-expire SET-ACTIVE-EXPIRE quicklist-packed-threshold reload sleep}) || ($method in {script function} && [lindex $args 0] in {kill KILL})}]
     if {$operates && (![info exists ::redis::operatorid] || $id ne $::redis::operatorid)} {
         if {![info exists ::redis::operator]} {
@@ -159,10 +166,7 @@ function letOperate(directory: string, port: number): void {
         return $reply
     }
 `;
-  writeFileSync(
-    client,
-    text.replace(anchor, () => anchor + operator),
-  );
+  addBehind(join(directory, 'tests', 'support', 'redis.tcl'), anchor, operator);
 }
 
 /** A test that has failed may have left the server with an endless script, which is of the one kind or the other. */
@@ -176,18 +180,12 @@ async function allKeys(direct: RawClient): Promise<ReplyValue> {
 
 /** A test that ends early leaves its client in a transaction, reading raw, or the server with an endless script: not to the next one. */
 function endCleanly(directory: string): void {
-  const file = join(directory, 'tests', 'support', 'test.tcl');
-  const text = readFileSync(file, 'utf8');
   const anchor = '            incr ::num_failed\n';
-  if (!text.includes(anchor)) throw new Error('test.tcl is not the one that this change was written for');
   const end = `            catch {[srv 0 client] readraw 0}
             foreach kind {function script} {catch {$::redis::operator $kind kill}}
             foreach left {discard unwatch} {catch {[srv 0 client] $left}}
 `;
-  writeFileSync(
-    file,
-    text.replaceAll(anchor, () => anchor + end),
-  );
+  addBehind(join(directory, 'tests', 'support', 'test.tcl'), anchor, end);
 }
 
 interface UnitReport {
