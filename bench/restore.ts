@@ -9,9 +9,9 @@ import { availableParallelism, loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { Redis } from 'ioredis';
 import pg from 'pg';
-import { encodeFields, writeRestoringXadd } from '../src/ledger/entry-fields.ts';
-import { entryIdFrom, formatEntryId } from '../src/ledger/entry-id.ts';
-import { BulkWriter } from '../src/recovery/bulk-writer.ts';
+import { encodeFields, writeRestoringXadd } from '../src/ledger/encoding/entry-fields.ts';
+import { entryIdFrom, formatEntryId } from '../src/ledger/encoding/entry-id.ts';
+import { BulkWriter } from '../src/recovery/kv/bulk-writer.ts';
 import { type LedgerDatabases, startLedgerDatabases } from './ledger-databases.ts';
 import { type KvBinary, startHoldfast, startKv } from './processes.ts';
 

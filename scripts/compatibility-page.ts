@@ -1,7 +1,7 @@
 /** The text of docs/compatibility.md, from the command table and the plan of how each command is carried. */
 import type { CommandEntry } from '../src/command/command.ts';
 import { commandTable } from '../src/command/table.ts';
-import { type Carriage, carriageOf } from '../src/proxy/carriage.ts';
+import { type Carriage, carriageOf } from '../src/proxy/request/command-plan.ts';
 import { describeRule, scopeRule } from '../src/scope/rules.ts';
 
 const WAYS: Readonly<Record<Carriage, string>> = {

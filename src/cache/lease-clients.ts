@@ -1,5 +1,5 @@
 /** Who holds leases and who waits for them, and what is remembered of those who lost one. */
-import type { SessionView } from '../intercept/interceptor.ts';
+import type { SessionView } from '../interceptor.ts';
 
 /** Why a client's lease is no more. */
 export type Lapse = 'expired' | 'voided';

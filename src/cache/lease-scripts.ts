@@ -9,7 +9,7 @@
  *
  * The three are made anew in each database that has leases, and vanish a minute after the last use.
  */
-import { WITNESS_KEY } from '../recovery/witness.ts';
+import { WITNESS_KEY } from '../recovery/kv/epoch-key.ts';
 
 /** Under the witness's name, as all that is hidden from clients. */
 export const LEASES_KEY = `${WITNESS_KEY}:leases`;

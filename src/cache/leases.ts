@@ -19,7 +19,7 @@
  */
 import type { Logger } from 'pino';
 import type { KvAddress } from '../control-redis.ts';
-import type { SessionView } from '../intercept/interceptor.ts';
+import type { SessionView } from '../interceptor.ts';
 import { bulk } from '../resp/encode.ts';
 import type { CacheStatistics } from './cache-statistics.ts';
 import { type Client, type Held, type Lapse, LeaseClients, type Waiter, waitsFor } from './lease-clients.ts';

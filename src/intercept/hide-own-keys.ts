@@ -3,11 +3,11 @@
  * DBSIZE and RANDOMKEY, and from notifications and invalidations, so that a client that walks the keyspace finds its own keys only.
  */
 import { LEASES_KEY, OWNERS_KEY, RELEASED_KEY } from '../cache/lease-scripts.ts';
-import { WITNESS_KEY } from '../recovery/witness.ts';
+import type { Exchange, Interceptor } from '../interceptor.ts';
+import { WITNESS_KEY } from '../recovery/kv/epoch-key.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
-import { SCRIPTS_KEY } from '../scope/script-store.ts';
-import type { Exchange, Interceptor } from './interceptor.ts';
+import { SCRIPTS_KEY } from '../scope/lua/script-store.ts';
 
 const OWN_PREFIX = Buffer.from(WITNESS_KEY);
 const EXISTS_OWN = ['EXISTS', WITNESS_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY, SCRIPTS_KEY].map((word) =>

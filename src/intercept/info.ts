@@ -1,7 +1,8 @@
 /** INFO gains a `# Holdfast` section; all other sections are the KV store's own. */
+
+import type { Exchange, Interceptor } from '../interceptor.ts';
 import { error, text } from '../resp/encode.ts';
 import { readReply } from '../resp/reply.ts';
-import type { Exchange, Interceptor } from './interceptor.ts';
 
 /** Arguments of INFO with which a server gives more than the sections it is asked for. */
 const WHOLE = new Set(['default', 'all', 'everything']);

@@ -1,22 +1,22 @@
 /** All interceptors of the sidecar, in the order in which requests pass them; replies pass them the other way round. */
 import type { Cache } from '../cache/cache.ts';
 import type { CommandEntry } from '../command/command.ts';
-import type { ScriptRegistry } from '../scope/script-registry.ts';
-import { cacheInterceptors } from './cache-interceptors.ts';
+import type { Interceptor } from '../interceptor.ts';
+import type { ScriptRegistry } from '../scope/lua/script-registry.ts';
+import { cacheInterceptors } from './cache/interceptors.ts';
 import { hideOwnKeysInterceptor } from './hide-own-keys.ts';
-import { holdfastCheckpoint } from './holdfast-checkpoint.ts';
-import { holdfastCommand } from './holdfast-command.ts';
-import { holdfastCommands } from './holdfast-commands.ts';
-import { holdfastLedger, type LedgerAdmin } from './holdfast-ledger.ts';
-import { holdfastReload } from './holdfast-reload.ts';
-import { holdfastReplay } from './holdfast-replay.ts';
-import { holdfastScope, holdfastWith } from './holdfast-scope.ts';
-import { holdfastStatus } from './holdfast-status.ts';
+import { holdfastCheckpoint } from './holdfast/checkpoint.ts';
+import { holdfastCommand } from './holdfast/command.ts';
+import { holdfastCommands } from './holdfast/commands.ts';
+import { holdfastLedger, type LedgerAdmin } from './holdfast/ledger.ts';
+import { holdfastReload } from './holdfast/reload.ts';
+import { holdfastReplay } from './holdfast/replay.ts';
+import { holdfastScope, holdfastWith } from './holdfast/scope.ts';
+import { holdfastStatus } from './holdfast/status.ts';
 import { infoInterceptor } from './info.ts';
-import type { Interceptor } from './interceptor.ts';
-import type { LedgerContext } from './ledger-context.ts';
-import { ledgerInterceptors } from './ledger-interceptors.ts';
-import { scopeInterceptors } from './scope.ts';
+import type { LedgerContext } from './ledger/context.ts';
+import { ledgerInterceptors } from './ledger/interceptors.ts';
+import { scopeInterceptors } from './scope/interceptors.ts';
 
 export interface InterceptorParts {
   readonly ledger: LedgerContext;

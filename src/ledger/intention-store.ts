@@ -3,9 +3,9 @@
  * kind `end` is open no look takes the stream's state for a loss; entries of an open `delete` are not brought back.
  */
 import type pg from 'pg';
-import { batched } from './batcher.ts';
-import { bigintArray, byteaArray } from './binary-array.ts';
-import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, maxEntryId } from './entry-id.ts';
+import { batched } from '../async/batcher.ts';
+import { bigintArray, byteaArray } from './encoding/binary-array.ts';
+import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, maxEntryId } from './encoding/entry-id.ts';
 import { ownerIsGone } from './owner-lock.ts';
 import { retryContention } from './retry-contention.ts';
 

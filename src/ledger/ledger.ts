@@ -6,15 +6,15 @@ import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
-import { AcknowledgementWriter } from './acknowledgement-writer.ts';
-import { type CommitLimits, type CommitMetrics, CommitWriter } from './commit-writer.ts';
 import { GroupStore } from './group-store.ts';
 import { IntentionStore } from './intention-store.ts';
 import { migrate } from './migrate.ts';
-import { OutageWriter } from './outage-writer.ts';
 import { holdOwnerLock } from './owner-lock.ts';
 import { connectPostgres, endSession, type Postgres, SESSION_ANSWER_MS } from './postgres.ts';
 import { StreamRegistry } from './stream-registry.ts';
+import { AcknowledgementWriter } from './write/acknowledgement-writer.ts';
+import { type CommitLimits, type CommitMetrics, CommitWriter } from './write/commit-writer.ts';
+import { OutageWriter } from './write/outage-writer.ts';
 
 const MIGRATIONS = new URL('./sql/', import.meta.url);
 const LISTEN_RETRY_MS = 250;

@@ -4,9 +4,9 @@
  * commit names the epoch it was made under, so a stale record costs a detour and never an entry.
  */
 import type pg from 'pg';
-import { batched } from './batcher.ts';
-import { bigintArray, byteaArray } from './binary-array.ts';
-import { ENTRY_ID_ZERO, maxEntryId } from './entry-id.ts';
+import { batched } from '../async/batcher.ts';
+import { bigintArray, byteaArray } from './encoding/binary-array.ts';
+import { ENTRY_ID_ZERO, maxEntryId } from './encoding/entry-id.ts';
 
 export type StreamMode = 'normal' | 'outage' | 'restoring';
 

@@ -1,9 +1,9 @@
 /** What the ledger knows of streams, their groups and past recoveries, for status. Bounded: the busiest come first. */
-import { formatEntryId } from '../ledger/entry-id.ts';
-import type { IdleGroup } from '../ledger/idle-groups.ts';
+import { formatEntryId } from '../ledger/encoding/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
-import type { LedgerSize } from '../ledger/ledger-size.ts';
-import type { Retention } from '../ledger/retention.ts';
+import type { IdleGroup } from '../ledger/retention/idle-groups.ts';
+import type { LedgerSize } from '../ledger/retention/ledger-size.ts';
+import type { Retention } from '../ledger/retention/retention.ts';
 import type { Recovery } from '../recovery/recovery.ts';
 
 export interface GroupReport {

@@ -1,4 +1,4 @@
-import type { Retention } from '../ledger/retention.ts';
+import type { Retention } from '../ledger/retention/retention.ts';
 import { type Figure, figuresNamed } from './metrics.ts';
 
 /** The size of the ledger, as of the last pass of retention: 0 until it was first measured. */

@@ -4,7 +4,7 @@
  */
 import process from 'node:process';
 import { messageOf } from '../errors.ts';
-import type { PeerService, Peers } from '../proxy/peers.ts';
+import type { PeerService, Peers } from '../proxy/session/peers.ts';
 import type { Question, Role, ToMember, ToPrimary } from './messages.ts';
 
 const CLIENTS_MS = 50;

@@ -1,5 +1,5 @@
 /** What the primary and the members of a sidecar with several processes say to each other. Plain data only. */
-import type { ClientQuery } from '../proxy/client-query.ts';
+import type { ClientQuery } from '../proxy/commands/client-query.ts';
 
 /** What a member needs to know before it starts; secrets come this way, not by the environment. */
 export interface Role {

@@ -8,17 +8,17 @@ import net from 'node:net';
 import tls from 'node:tls';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
-import type { Interceptor } from '../intercept/interceptor.ts';
-import { adoptAccepted, readByEvents } from './byte-source.ts';
-import { type CommandPlans, type PrefixedKeys, planCommands } from './carriage.ts';
-import { killClients, listClients } from './client-list.ts';
-import { ClientRegistry } from './client-registry.ts';
-import type { IdentityProvider } from './identity.ts';
+import type { Interceptor } from '../interceptor.ts';
+import { killClients, listClients } from './commands/client-list.ts';
+import { ClientRegistry } from './commands/client-registry.ts';
+import { adoptAccepted, readByEvents } from './io/socket-reader.ts';
 import { DEFAULT_LIMITS, type ProxyLimits } from './limits.ts';
-import type { PeerService, Peers } from './peers.ts';
-import { Session } from './session.ts';
-import type { Pooling, ProxyCounters, SessionContext } from './session-state.ts';
-import { Upstream, type UpstreamAddress, type UpstreamListener } from './upstream.ts';
+import { type CommandPlans, type PrefixedKeys, planCommands } from './request/command-plan.ts';
+import type { IdentityProvider } from './session/identity.ts';
+import type { PeerService, Peers } from './session/peers.ts';
+import { Session } from './session/session.ts';
+import type { Pooling, ProxyCounters, SessionContext } from './session/session-state.ts';
+import { Upstream, type UpstreamAddress, type UpstreamListener } from './upstream/upstream.ts';
 
 export interface ListenAddress {
   /** TCP; port 0 takes any free one. */

@@ -2,8 +2,9 @@
  * Whether commands on a ledgered stream may go out, and the waiting of those that may not yet. What opens and shuts it
  * is `recovery.ts`, by the state of the KV store, and the ledger, by the mode of the stream.
  */
+
+import { Condition } from '../async/wakeup.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
-import { Condition } from './condition.ts';
 
 /** See the diagram in `recovery.ts`. */
 export type KvState = 'comparing' | 'open' | 'down';

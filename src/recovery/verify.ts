@@ -7,16 +7,16 @@
  * So what an acknowledgement or a deletion took away between two reads is no finding, nor is what recovery puts back by itself.
  */
 import type { KvAddress } from '../control-redis.ts';
-import { type AcknowledgedSet, isWanted, readAcknowledged } from '../ledger/acknowledged-set.ts';
-import { bigintArray } from '../ledger/binary-array.ts';
-import { ENTRY_ID_MAX, formatEntryId } from '../ledger/entry-id.ts';
+import { type AcknowledgedSet, isWanted, readAcknowledged } from '../ledger/encoding/acknowledged-set.ts';
+import { bigintArray } from '../ledger/encoding/binary-array.ts';
+import { ENTRY_ID_MAX, formatEntryId } from '../ledger/encoding/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
-import { readHorizons } from '../ledger/retention-horizon.ts';
+import { readHorizons } from '../ledger/retention/retention-horizon.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { undeletedEntries } from '../ledger/undeleted-entries.ts';
-import { KvConnection } from './kv-connection.ts';
-import { entriesAt } from './kv-entries.ts';
-import { readStream } from './kv-snapshot.ts';
+import { KvConnection } from './kv/connection.ts';
+import { entriesAt } from './kv/entries.ts';
+import { readStream } from './kv/snapshot.ts';
 
 export interface Finding {
   readonly database: number;

@@ -13,10 +13,10 @@ import { createHash, randomBytes } from 'node:crypto';
 import type { Logger } from 'pino';
 import { commandTable } from '../command/table.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { sha1 } from './lua/script-registry.ts';
 import { scopeRule } from './rules.ts';
 import { escapeGlob } from './scope.ts';
 import type { ScopeAdmin } from './scope-admin.ts';
-import { sha1 } from './script-registry.ts';
 
 /** What a lane logs in with. */
 export interface FenceCredentials {

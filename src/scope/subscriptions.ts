@@ -12,6 +12,7 @@
  * answer; a request that is refused, whole or in part, leaves no trace.
  */
 import * as encode from '../resp/encode.ts';
+import { globMatches } from '../resp/glob.ts';
 import { aggregate, type Reply, readReply } from '../resp/reply.ts';
 import {
   type ListeningPatterns,
@@ -21,7 +22,6 @@ import {
   patternsNeeded,
   physicalChannel,
 } from './channels.ts';
-import { globMatches } from './glob.ts';
 import { prefixed, type Scope } from './scope.ts';
 
 /** One SUBSCRIBE or UNSUBSCRIBE of any kind on its way. */

@@ -14,7 +14,7 @@ import {
   listDeadLetters,
   purgeDeadLetters,
   retryDeadLetter,
-} from './dead-letters.ts';
+} from './group/dead-letters.ts';
 
 const LIST_COUNT = 50;
 const FLAGS = {

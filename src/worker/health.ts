@@ -5,7 +5,7 @@
  * handlers that ignore their signal hold every slot; and when something waits to be handled, nothing runs, and nothing has
  * come to an end for that long. What waits for its backoff does not wait to be handled.
  */
-import type { ConsumerState } from './stream-consumer.ts';
+import type { ConsumerState } from './stream/stream-consumer.ts';
 
 export interface HealthReport {
   readonly healthy: boolean;

@@ -1,7 +1,7 @@
 /** What the worker counts, in the words of Prometheus. One registry for each worker. */
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { App } from './app.ts';
-import { THREAD_DEATHS } from './thread-pool.ts';
+import { THREAD_DEATHS } from './handlers/thread-pool.ts';
 
 const OUTCOMES = ['succeeded', 'failed', 'permanently_failed', 'abandoned'] as const;
 export type Outcome = (typeof OUTCOMES)[number];

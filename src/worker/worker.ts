@@ -8,15 +8,15 @@ import type { Registry } from 'prom-client';
 import { HoldfastError, messageOf } from '../errors.ts';
 import type { App } from './app.ts';
 import { answerFirst, connectFirst, createConnection } from './connection.ts';
-import { createDispatcher, type Dispatcher } from './dispatcher.ts';
-import { createGroup } from './group.ts';
+import { createGroup } from './group/group.ts';
+import { openPostgresStore } from './group/postgres-store.ts';
+import { createDispatcher, type Dispatcher } from './handlers/dispatcher.ts';
+import { createRateGate } from './handlers/rate-limit.ts';
+import { startThreadPool } from './handlers/thread-pool.ts';
 import { type HealthReport, judgeHealth } from './health.ts';
 import { type HttpEndpoint, serveHttp } from './http.ts';
 import { createMetrics } from './metrics.ts';
-import { openPostgresStore } from './postgres-store.ts';
-import { createRateGate } from './rate-limit.ts';
-import { createStreamConsumer, type StreamConsumer } from './stream-consumer.ts';
-import { startThreadPool } from './thread-pool.ts';
+import { createStreamConsumer, type StreamConsumer } from './stream/stream-consumer.ts';
 
 export interface WorkerOptions {
   /** `redis://`, `rediss://` or `unix:/path`: Holdfast, or a KV store directly. */

@@ -3,12 +3,12 @@ import pino from 'pino';
 import { afterEach } from 'vitest';
 import { type Cache, createCache } from '../../src/cache/cache.ts';
 import type { LeaseLimits, LeaseRule } from '../../src/cache/leases.ts';
-import { cacheInterceptors } from '../../src/intercept/cache-interceptors.ts';
+import { cacheInterceptors } from '../../src/intercept/cache/interceptors.ts';
 import { hideOwnKeysInterceptor } from '../../src/intercept/hide-own-keys.ts';
-import { holdfastCommand } from '../../src/intercept/holdfast-command.ts';
-import { holdfastScope } from '../../src/intercept/holdfast-scope.ts';
-import type { IdentityProvider } from '../../src/proxy/identity.ts';
+import { holdfastCommand } from '../../src/intercept/holdfast/command.ts';
+import { holdfastScope } from '../../src/intercept/holdfast/scope.ts';
 import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
+import type { IdentityProvider } from '../../src/proxy/session/identity.ts';
 import { connectRaw, type RawClient } from '../support/raw-client.ts';
 
 export interface CacheSidecar {

@@ -1,7 +1,7 @@
 import pino from 'pino';
 import { describe, expect, it } from 'vitest';
 import { createCache } from '../../src/cache/cache.ts';
-import { cacheInterceptors } from '../../src/intercept/cache-interceptors.ts';
+import { cacheInterceptors } from '../../src/intercept/cache/interceptors.ts';
 import { hideOwnKeysInterceptor } from '../../src/intercept/hide-own-keys.ts';
 import { replyValue } from '../../src/resp/reply.ts';
 import { startScopedProxy } from '../scope/scoped-proxy.ts';

@@ -58,7 +58,7 @@ const LOOK_ALWAYS: Edit = {
 const READ_TOGETHER = '  const replies = await connection.readTogether(0, commands);';
 /** Takes a missing answer about what is pending for "nothing". */
 const NOTHING_PENDING: Edit = {
-  file: 'src/recovery/kv-snapshot.ts',
+  file: 'src/recovery/kv/snapshot.ts',
   search: "pending: count(about.get('pending')),",
   replace: "pending: minPending.has(name.toString('latin1')) ? count(about.get('pending')) : 0,",
 };
@@ -69,7 +69,7 @@ export const MUTATIONS: readonly Mutation[] = [
     without: 'the wait of an XADD for its commit',
     edits: [
       {
-        file: 'src/intercept/ledger-xadd.ts',
+        file: 'src/intercept/ledger/xadd.ts',
         search: '    return ledger.writer\n      .commit({',
         replace: `    if (attempt > 0) {
       const { args, parsed } = xadd;
@@ -95,19 +95,19 @@ export const MUTATIONS: readonly Mutation[] = [
       "the check of the witness, a leader's fence, before a restored stream takes its name, and the comparison with what stands there, which holds back most of those that were replaced as well",
     edits: [
       {
-        file: 'src/recovery/witness.ts',
+        file: 'src/recovery/kv/epoch-key.ts',
         search: 'if (Buffer.isBuffer(witness) && witness.toString() === fence) return fence;',
         replace: 'if (!Buffer.isBuffer(witness) || witness.length > 0) return fence;',
       },
       {
-        file: 'src/recovery/restore.ts',
+        file: 'src/recovery/restore/restore-stream.ts',
         search: 'if (now !== undefined && (before === undefined || !sameEntries(now, before))) {',
         replace: 'if (now !== undefined && before !== undefined && !sameEntries(now, before)) {',
       },
     ],
     widened: [
       {
-        file: 'src/recovery/restore.ts',
+        file: 'src/recovery/restore/restore-stream.ts',
         search: '      const swapped = await swapIn(',
         replace: '      await new Promise((go) => setTimeout(go, 2500));\n      const swapped = await swapIn(',
       },
@@ -122,7 +122,7 @@ export const MUTATIONS: readonly Mutation[] = [
     without: 'the taking in of entries that did not pass through Holdfast',
     edits: [
       {
-        file: 'src/recovery/reconcile.ts',
+        file: 'src/recovery/reconcile/reconciler.ts',
         search: 'if (missing[at] === 0) {',
         replace: 'if (missing[at]! >= 0) {',
       },
@@ -137,7 +137,7 @@ export const MUTATIONS: readonly Mutation[] = [
     without: 'leaving out of replies what is acknowledged already',
     edits: [
       {
-        file: 'src/intercept/ledger-read.ts',
+        file: 'src/intercept/ledger/read.ts',
         search: 'if (set.has(id)) done.push(idText);',
         replace: 'if (false) done.push(idText);',
       },
@@ -174,7 +174,7 @@ export const MUTATIONS: readonly Mutation[] = [
     widened: [LOOK_ALWAYS],
     edits: [
       {
-        file: 'src/recovery/kv-snapshot.ts',
+        file: 'src/recovery/kv/snapshot.ts',
         search: READ_TOGETHER,
         // Command by command, with the loss between XINFO and XPENDING of one group where one comes within 6 s.
         replace: `  const replies: KvReply[] = [];
@@ -190,7 +190,7 @@ export const MUTATIONS: readonly Mutation[] = [
   }`,
       },
       {
-        file: 'src/recovery/kv-snapshot.ts',
+        file: 'src/recovery/kv/snapshot.ts',
         search: '  const head = commands.length;',
         replace: '  const head = commands.length;\n  let at0 = 0;',
       },
@@ -207,7 +207,7 @@ export const MUTATIONS: readonly Mutation[] = [
     widened: [LOOK_ALWAYS],
     edits: [
       {
-        file: 'src/recovery/kv-snapshot.ts',
+        file: 'src/recovery/kv/snapshot.ts',
         search: READ_TOGETHER,
         // XPENDING first, then, where a worker hangs within 6 s, XINFO after it was given something.
         replace: `  const early = commands.filter(([name]) => name === 'XPENDING' || name === 'SELECT');
@@ -233,7 +233,7 @@ export const MUTATIONS: readonly Mutation[] = [
     without: 'the closing of broken connections before looking for what was in flight on them [9]',
     edits: [
       {
-        file: 'src/recovery/close-connections.ts',
+        file: 'src/recovery/kv/kill-connections.ts',
         search: 'if (broken.length === 0) return;',
         replace: 'if (broken.length >= 0) return;',
       },

@@ -2,7 +2,7 @@
 import type { Redis } from 'ioredis';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
-import { encodeFields } from '../../src/ledger/entry-fields.ts';
+import { encodeFields } from '../../src/ledger/encoding/entry-fields.ts';
 import { agreed, ledgerRows } from '../support/ledger-rows.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import { eventually, type Sidecar, startAnew } from '../support/sidecar.ts';

@@ -1,7 +1,7 @@
 /** What the ledger drops, and what it never does: real servers, partitions that are old after a moment. */
 import pino from 'pino';
 import { afterEach, expect, test } from 'vitest';
-import { Retention } from '../../src/ledger/retention.ts';
+import { Retention } from '../../src/ledger/retention/retention.ts';
 import { startKv, startTestPostgres } from '../support/servers.ts';
 import { eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
 

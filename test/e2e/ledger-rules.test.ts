@@ -3,11 +3,11 @@ import type { Redis } from 'ioredis';
 import pg from 'pg';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
-import { checkpointOf, saveCheckpoints } from '../../src/recovery/checkpoint.ts';
-import { readKnownStreams } from '../../src/recovery/known-streams.ts';
-import { KvConnection } from '../../src/recovery/kv-connection.ts';
-import { readSnapshot, type StreamSnapshot } from '../../src/recovery/kv-snapshot.ts';
-import { restoreStream } from '../../src/recovery/restore.ts';
+import { readKnownStreams } from '../../src/recovery/detect/known-streams.ts';
+import { KvConnection } from '../../src/recovery/kv/connection.ts';
+import { readSnapshot, type StreamSnapshot } from '../../src/recovery/kv/snapshot.ts';
+import { checkpointOf, saveCheckpoints } from '../../src/recovery/reconcile/checkpoint.ts';
+import { restoreStream } from '../../src/recovery/restore/restore-stream.ts';
 import { startTcpProxy, type TcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres, type TestDatabase } from '../support/servers.ts';
 import {

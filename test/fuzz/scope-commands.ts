@@ -3,7 +3,7 @@
  * with names that every tenant uses alike, so that whatever reached past a scope would find something there. All that a
  * tenant writes carries its mark.
  */
-import { sha1 } from '../../src/scope/script-registry.ts';
+import { sha1 } from '../../src/scope/lua/script-registry.ts';
 import { SCRIPT_ATTACKS } from '../scope/script-attacks.ts';
 import type { Random } from './random.ts';
 

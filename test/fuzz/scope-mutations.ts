@@ -67,7 +67,7 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'members of EXEC are passed on as they are',
-    file: 'src/proxy/pending-exchange.ts',
+    file: 'src/proxy/request/pending-exchange.ts',
     find: 'else parts[member.slot] = guard(() => member.transform(parts[member.slot] as Buffer));',
     replace: '',
   },
@@ -91,32 +91,32 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'KEYS inside a script gives names as they are',
-    file: 'src/scope/lua-wrapper.ts',
+    file: 'src/scope/lua/lua-wrapper.ts',
     find: '  if bad then return r end\n  return own(r)',
     replace: '  if bad then return r end\n  return r',
   },
   {
     name: 'scripts name keys as they are',
-    file: 'src/scope/lua-wrapper.ts',
+    file: 'src/scope/lua/lua-wrapper.ts',
     // biome-ignore lint/suspicious/noTemplateCurlyInString: it is source text
     find: 'return shared ? `$S[${key}] and ${key} or $P..${key}` : `$P..${key}`;',
     replace: 'return key;',
   },
   {
     name: 'the last key of a known script is overlooked',
-    file: 'src/intercept/sent-scripts.ts',
+    file: 'src/intercept/scope/script-glance.ts',
     find: 'last: FIRST_KEY + keyCount - 1',
     replace: 'last: FIRST_KEY + keyCount - 2',
   },
   {
     name: 'libraries have the names that clients give them',
-    file: 'src/intercept/scope-functions.ts',
+    file: 'src/intercept/scope/functions.ts',
     find: 'sha1(session.identity.owner).slice(0, 16)',
     replace: "sha1('').slice(0, 0)",
   },
   {
     name: 'FLUSHDB walks everything',
-    file: 'src/intercept/scope-keyspace.ts',
+    file: 'src/intercept/scope/keyspace.ts',
     find: 'const own = page.keys.filter((key) => key.subarray(0, prefix.length).equals(prefix));',
     replace: "const own = (await scanPage(exchange, Buffer.from('*'), '0', database)).keys;",
   },

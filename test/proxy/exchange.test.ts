@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { HoldfastError } from '../../src/errors.ts';
-import type { Exchange, Interceptor } from '../../src/intercept/interceptor.ts';
+import type { Exchange, Interceptor } from '../../src/interceptor.ts';
 import * as encode from '../../src/resp/encode.ts';
 import { request } from '../../src/resp/encode.ts';
 import { replyValue } from '../../src/resp/reply.ts';

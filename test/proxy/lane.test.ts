@@ -3,8 +3,8 @@ import type { Socket } from 'node:net';
 import { PassThrough } from 'node:stream';
 import { describe, expect, it } from 'vitest';
 import { HoldfastError } from '../../src/errors.ts';
-import { Lane, type LaneOwner } from '../../src/proxy/lane.ts';
-import type { ReplyReceiver } from '../../src/proxy/owed-replies.ts';
+import { Lane, type LaneOwner } from '../../src/proxy/upstream/lane.ts';
+import type { ReplyReceiver } from '../../src/proxy/upstream/reply-queue.ts';
 import { request } from '../../src/resp/encode.ts';
 
 /** A dedicated lane and a record of what it told, in order. */

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { OutBuffer } from '../../src/proxy/out-buffer.ts';
+import { OutBuffer } from '../../src/proxy/io/send-buffer.ts';
 import { seededRandom } from '../chaos/seeded-random.ts';
 import { seed } from '../support/seed.ts';
 

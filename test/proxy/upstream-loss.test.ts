@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { HoldfastError } from '../../src/errors.ts';
-import type { Interceptor } from '../../src/intercept/interceptor.ts';
+import type { Interceptor } from '../../src/interceptor.ts';
 import { request } from '../../src/resp/encode.ts';
 import { replyValue } from '../../src/resp/reply.ts';
 import { kvKinds, startKv } from '../support/servers.ts';

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { parseEntryId } from '../../src/ledger/entry-id.ts';
+import { parseEntryId } from '../../src/ledger/encoding/entry-id.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, startSidecar } from '../support/sidecar.ts';
 

@@ -1,9 +1,9 @@
 import pino from 'pino';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { decodeFields, encodeFields } from '../../src/ledger/entry-fields.ts';
-import { ENTRY_ID_ZERO, entryIdFrom, formatEntryId } from '../../src/ledger/entry-id.ts';
+import { decodeFields, encodeFields } from '../../src/ledger/encoding/entry-fields.ts';
+import { ENTRY_ID_ZERO, entryIdFrom, formatEntryId } from '../../src/ledger/encoding/entry-id.ts';
 import { type Ledger, openLedger } from '../../src/ledger/ledger.ts';
-import { ledgerEntries } from '../../src/recovery/ledger-entries.ts';
+import { ledgerEntries } from '../../src/recovery/restore/ledger-entries.ts';
 import { postgresVersions, startTestPostgres } from '../support/servers.ts';
 
 const MEGABYTE = 1024 * 1024;

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { KvServerKind } from '../../src/embedded/kv-server.ts';
-import { formatEntryId, parseEntryId } from '../../src/ledger/entry-id.ts';
+import { formatEntryId, parseEntryId } from '../../src/ledger/encoding/entry-id.ts';
 import { startTcpProxy } from '../chaos/tcp-proxy.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, startSidecar } from '../support/sidecar.ts';

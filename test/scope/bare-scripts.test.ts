@@ -3,7 +3,7 @@
  * the same keys, and nothing leaves the scope. Nothing but the wrapper keeps scopes apart here.
  */
 import { describe, expect, it } from 'vitest';
-import { sha1 } from '../../src/scope/script-registry.ts';
+import { sha1 } from '../../src/scope/lua/script-registry.ts';
 import { type Random, seededRandom } from '../fuzz/random.ts';
 import { seed } from '../support/seed.ts';
 import { kvKinds, startKv } from '../support/servers.ts';

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { HoldfastError } from '../../src/errors.ts';
 import { hideOwnKeysInterceptor } from '../../src/intercept/hide-own-keys.ts';
-import type { Interceptor } from '../../src/intercept/interceptor.ts';
+import type { Interceptor } from '../../src/interceptor.ts';
 import { startKv } from '../support/servers.ts';
 import { type Ask, asking, startScopedProxy } from './scoped-proxy.ts';
 

@@ -1,8 +1,8 @@
 /** Whoever empties a scope empties it of what the KV store lost a moment ago as well. */
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
-import type { LedgerContext } from '../../src/intercept/ledger-context.ts';
-import { ledgerInterceptors } from '../../src/intercept/ledger-interceptors.ts';
+import type { LedgerContext } from '../../src/intercept/ledger/context.ts';
+import { ledgerInterceptors } from '../../src/intercept/ledger/interceptors.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
 import { type Ask, asking, type ScopedProxy, startScopedProxy } from './scoped-proxy.ts';

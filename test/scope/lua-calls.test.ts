@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
-import { calledCommands } from '../../src/scope/lua-calls.ts';
-import { needsNoWrapper } from '../../src/scope/lua-wrapper.ts';
+import { calledCommands } from '../../src/scope/lua/lua-calls.ts';
+import { needsNoWrapper } from '../../src/scope/lua/lua-wrapper.ts';
 
 const HARMLESS = ['error_reply', 'log', 'LOG_WARNING'];
 

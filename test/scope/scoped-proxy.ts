@@ -2,20 +2,20 @@
 import { createHash } from 'node:crypto';
 import { afterAll } from 'vitest';
 import { createInvalidations } from '../../src/cache/invalidations.ts';
-import { holdfastCommand } from '../../src/intercept/holdfast-command.ts';
-import { holdfastCommands } from '../../src/intercept/holdfast-commands.ts';
-import { holdfastScope, holdfastWith } from '../../src/intercept/holdfast-scope.ts';
-import type { Interceptor } from '../../src/intercept/interceptor.ts';
-import { scopeInterceptors } from '../../src/intercept/scope.ts';
-import type { LedgeredStreams } from '../../src/intercept/scope-keyspace.ts';
+import { holdfastCommand } from '../../src/intercept/holdfast/command.ts';
+import { holdfastCommands } from '../../src/intercept/holdfast/commands.ts';
+import { holdfastScope, holdfastWith } from '../../src/intercept/holdfast/scope.ts';
+import { scopeInterceptors } from '../../src/intercept/scope/interceptors.ts';
+import type { LedgeredStreams } from '../../src/intercept/scope/keyspace.ts';
+import type { Interceptor } from '../../src/interceptor.ts';
 import type { ProxyOptions } from '../../src/proxy/proxy.ts';
 import type { Reply, ReplyValue } from '../../src/resp/reply.ts';
 import { replyValue } from '../../src/resp/reply.ts';
 import { buildFence, type Fence } from '../../src/scope/fence.ts';
 import { createIdentities, type IdentityUser } from '../../src/scope/identities.ts';
+import { createScriptRegistry } from '../../src/scope/lua/script-registry.ts';
 import { prefixedKeys } from '../../src/scope/rules.ts';
 import { connectScopeAdmin, type ScopeAdmin } from '../../src/scope/scope-admin.ts';
-import { createScriptRegistry } from '../../src/scope/script-registry.ts';
 import { front, silent } from '../proxy/through-proxy.ts';
 import { connectRaw, type RawClient } from '../support/raw-client.ts';
 

@@ -1,7 +1,7 @@
 /** What the ledger has of a stream, in the form in which ioredis gives what the KV store has. */
 import type { Redis } from 'ioredis';
-import { decodeFields } from '../../src/ledger/entry-fields.ts';
-import { formatEntryId } from '../../src/ledger/entry-id.ts';
+import { decodeFields } from '../../src/ledger/encoding/entry-fields.ts';
+import { formatEntryId } from '../../src/ledger/encoding/entry-id.ts';
 import { eventually, type Sidecar } from './sidecar.ts';
 
 /** ID and fields of each committed entry of the stream's current incarnation, in ID order; what waits to be published is not among them. */

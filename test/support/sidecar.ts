@@ -2,7 +2,7 @@
 import { Redis } from 'ioredis';
 import pino from 'pino';
 import { afterEach } from 'vitest';
-import { ledgerInterceptors } from '../../src/intercept/ledger-interceptors.ts';
+import { ledgerInterceptors } from '../../src/intercept/ledger/interceptors.ts';
 import { type Ledger, type LedgerOptions, openLedger } from '../../src/ledger/ledger.ts';
 import { streamFilter } from '../../src/ledger/stream-filter.ts';
 import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';

@@ -3,7 +3,7 @@ import { fileURLToPath } from 'node:url';
 import type { Redis } from 'ioredis';
 import { afterEach, describe, expect, test } from 'vitest';
 import { defineApp } from '../../src/worker/app.ts';
-import { createGroup, type Group } from '../../src/worker/group.ts';
+import { createGroup, type Group } from '../../src/worker/group/group.ts';
 import type { Worker } from '../../src/worker/worker.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import busy from './apps/busy.ts';

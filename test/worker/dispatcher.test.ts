@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { defineApp } from '../../src/worker/app.ts';
-import { createDispatcher, type Dispatcher } from '../../src/worker/dispatcher.ts';
-import type { Held } from '../../src/worker/held.ts';
+import type { Held } from '../../src/worker/entry.ts';
+import { createDispatcher, type Dispatcher } from '../../src/worker/handlers/dispatcher.ts';
 import { createMetrics } from '../../src/worker/metrics.ts';
 import { until } from './worker-harness.ts';
 

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { defineApp, RETRY_DELAY_MS_MAX } from '../../src/worker/app.ts';
-import { createGroup } from '../../src/worker/group.ts';
+import { createGroup } from '../../src/worker/group/group.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import fragile from './apps/fragile.ts';
 import { addAll, client, drained, pendingOf, runWorker, until } from './worker-harness.ts';

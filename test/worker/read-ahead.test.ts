@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { defineApp } from '../../src/worker/app.ts';
-import { createReadAhead } from '../../src/worker/read-ahead.ts';
+import { createReadAhead } from '../../src/worker/stream/read-ahead.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import mixed from './apps/mixed.ts';
 import { addAll, client, pendingOf, runWorker, until } from './worker-harness.ts';

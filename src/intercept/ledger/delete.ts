@@ -1,0 +1,103 @@
+/**
+ * XDEL and XTRIM on a ledgered stream. What is deleted stays deleted: the intention is in the ledger before the command
+ * goes out, so that a restore by any sidecar leaves those entries out. After XTRIM the stream's new floor is.
+ */
+import { HoldfastError } from '../../errors.ts';
+import type { Exchange, Interceptor } from '../../interceptor.ts';
+import { parseEntryId } from '../../ledger/encoding/entry-id.ts';
+import type { DeleteState } from '../../ledger/intention-store.ts';
+import type { Stream } from '../../ledger/stream-registry.ts';
+import { beforeExec } from './before-exec.ts';
+import { holdUntilOpen, holdUntilWhole, knownStream, type LedgerContext } from './context.ts';
+
+const COLON = 0x3a;
+
+export function ledgerDelete(context: LedgerContext): Interceptor {
+  const { ledger, recovery } = context;
+
+  function unavailable(thrown: unknown): never {
+    recovery.changes.report(thrown);
+    throw new HoldfastError('LEDGERDOWN', 'the ledger does not answer; nothing was deleted, try again');
+  }
+
+  function concatenated(args: readonly Buffer[]): Buffer | undefined {
+    const ids: Buffer[] = [];
+    for (let at = 2; at < args.length; at += 1) {
+      const id = parseEntryId(args[at]!, 'min');
+      if (id === undefined) return undefined;
+      ids.push(id);
+    }
+    return Buffer.concat(ids);
+  }
+
+  async function open(exchange: Exchange, stream: Stream, ids: Buffer): Promise<DeleteState> {
+    for (;;) {
+      await holdUntilOpen(context, exchange, stream);
+      const state = await ledger.intentions.openDelete({ streamId: stream.streamId, ids }).catch(unavailable);
+      if (state.normal) return state;
+      // This process had not heard yet that the stream is in trouble, or the ledger alone has the entry.
+      await ledger.intentions.settleDelete({ intentionId: state.intentionId, deleted: false }).catch(unavailable);
+      await ledger.streams.refresh(stream.streamId).catch(unavailable);
+      await holdUntilWhole(context, exchange, stream);
+    }
+  }
+
+  async function settled(exchange: Exchange, stream: Stream, opened: DeleteState, reply: Buffer): Promise<Buffer> {
+    const deleted = reply[0] === COLON;
+    const now = await ledger.intentions.settleDelete({ intentionId: opened.intentionId, deleted }).catch(unavailable);
+    // A restore began in between and may have read the entry before it heard of the intention.
+    if (!deleted || (now.normal && now.epoch === opened.epoch) || exchange.queued) return reply;
+    await ledger.streams.refresh(stream.streamId).catch(unavailable);
+    await holdUntilOpen(context, exchange, stream);
+    await exchange.resend();
+    return reply;
+  }
+
+  function remove(exchange: Exchange, stream: Stream): void | Promise<void> {
+    const ids = concatenated(exchange.args);
+    if (ids === undefined) return;
+    let opened: DeleteState | undefined;
+    const begin = async (): Promise<void> => {
+      opened = await open(exchange, stream, ids);
+    };
+    exchange.onReply((reply) => (opened === undefined ? reply : settled(exchange, stream, opened, reply)));
+    exchange.onDiscard(() => {
+      if (opened === undefined) return;
+      ledger.intentions
+        .settleDelete({ intentionId: opened.intentionId, deleted: false })
+        .catch((thrown: unknown) => ledger.postgres.failed(thrown));
+    });
+    if (exchange.queued) {
+      beforeExec(exchange, begin);
+      return;
+    }
+    exchange.onLost(async () => {
+      // Doing it twice changes nothing; the intention stands meanwhile.
+      await holdUntilOpen(context, exchange, stream);
+      return settled(exchange, stream, opened!, await exchange.resend());
+    });
+    return begin();
+  }
+
+  function trim(exchange: Exchange, stream: Stream): void | Promise<void> {
+    exchange.onReply((reply) => {
+      if (reply[0] !== COLON) return reply;
+      return recovery.changes
+        .takeInFloor(stream)
+        .catch(unavailable)
+        .then(() => reply);
+    });
+    if (exchange.queued || recovery.gate.isWhole(stream)) return;
+    return holdUntilWhole(context, exchange, stream);
+  }
+
+  return {
+    name: 'ledger-delete',
+    handles: (command) => command?.name === 'xdel' || command?.name === 'xtrim',
+    request(exchange) {
+      const stream = knownStream(context, exchange, exchange.args[1]);
+      if (stream === undefined) return;
+      return exchange.command!.name === 'xdel' ? remove(exchange, stream) : trim(exchange, stream);
+    },
+  };
+}

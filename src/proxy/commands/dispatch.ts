@@ -1,0 +1,467 @@
+/**
+ * Decides what a session does with one request that is not plain: which lane it needs, which interceptors see it, what
+ * the session must remember of it. Nothing here waits: what has to wait goes on through `Session.onLane` and holds.
+ */
+import { HoldfastError } from '../../errors.ts';
+import * as encode from '../../resp/encode.ts';
+import type { PendingExchange, ReplyMode } from '../request/pending-exchange.ts';
+import { Request } from '../request/request.ts';
+import type { Session } from '../session/session.ts';
+import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from '../session/session-state.ts';
+import { answerSessionCommand, queuedSessionCommand } from './client-commands.ts';
+import {
+  forward,
+  forwardEnd,
+  forwardMulti,
+  intercept,
+  isRefusedEnd,
+  newExchange,
+  onLane,
+  send,
+  sendControl,
+  sendExchange,
+  sendSticky,
+} from './forward.ts';
+import { resetSession } from './login.ts';
+import { sendSubscription } from './subscribe.ts';
+import { TransactionReply } from './transaction-reply.ts';
+
+const MINUS = 45;
+const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
+const TRANSACTION_LOST = encode.error('EXECABORT Transaction discarded: the connection to the KV store was lost');
+
+export function dispatch(session: Session, asked: Request): void {
+  if (isUndecided(session, asked)) {
+    decideLater(session, asked);
+    return;
+  }
+  const request = confined(session, asked);
+  if (request === undefined) return;
+  const { carriage } = request.plan;
+  const name = request.command?.name;
+  if (name === 'quit') {
+    session.endWith(session.replyMode === 'on' ? encode.OK : undefined);
+    return;
+  }
+  if (name === 'reset' && request.args.length === 1) {
+    resetSession(session);
+    return;
+  }
+  if (session.transaction !== undefined) {
+    dispatchInTransaction(session, request, session.transaction);
+    return;
+  }
+  if (session.protocol === 2 && session.subscriptions.size > 0) {
+    // The server judges what may be sent now.
+    if (carriage === 'subscribe' || carriage === 'unsubscribe') sendSubscription(session, request);
+    else onLane(session, Pin.subscribed, () => forward(session, request));
+    return;
+  }
+  switch (carriage) {
+    case 'session':
+      answerSessionCommand(session, request);
+      return;
+    case 'shared':
+      if (name === 'ping' && request.args.length <= 2 && session.admittedOffline) {
+        // It asks whether this connection serves, and it does: XADD goes on.
+        session.answer(request.args[1] === undefined ? encode.simple('PONG') : encode.bulk(request.args[1]));
+        return;
+      }
+      send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
+      return;
+    case 'blocking-option': {
+      const blocks = hasBlockOption(request.args) || isKeptWaiting(session, request);
+      send(session, request, blocks ? Pin.blocking : 0);
+      return;
+    }
+    case 'blocking':
+      send(session, request, Pin.blocking);
+      return;
+    case 'wait':
+      onLane(session, Pin.blocking, () => {
+        // WAIT counts from its own connection's last command; a new lane has none.
+        session.sendIgnored(['PING']);
+        forward(session, request);
+      });
+      return;
+    case 'multi':
+      beginTransaction(session, request);
+      return;
+    case 'watch':
+      send(session, request, Pin.watch);
+      return;
+    case 'exec':
+    case 'discard':
+      // Without MULTI the server refuses it, and what is watched stays so.
+      send(session, request, 0);
+      return;
+    case 'unwatch':
+      if (request.args.length > 1) {
+        send(session, request, 0);
+        return;
+      }
+      session.watchLost = false;
+      onLane(session, 0, () => {
+        session.pins &= ~Pin.watch;
+        forwardEnd(session, request);
+      });
+      return;
+    case 'subscribe':
+    case 'unsubscribe':
+      sendSubscription(session, request);
+      return;
+    case 'sticky':
+      sendSticky(session, request, request.command!.name);
+      return;
+    case 'raw':
+      sendRaw(session, request);
+      return;
+    case 'control':
+      sendControl(session, request);
+      return;
+  }
+}
+
+/** Whether a RESP2 client's request will be a subscriber's, which only PING and its kin are, depends on the server's answer. */
+function isUndecided(session: Session, { plan: { carriage } }: Request): boolean {
+  return (
+    session.protocol === 2 &&
+    session.subscriptions.waiting.length > 0 &&
+    carriage !== 'subscribe' &&
+    carriage !== 'unsubscribe'
+  );
+}
+
+/** A hold of its own: the request may need `Hold.request` for longer than this decision takes. */
+function decideLater(session: Session, asked: Request): void {
+  session.hold(Hold.undecided);
+  const wait = (): void => session.onLane(Pin.subscribed, () => session.whenQuiet(decide), refused);
+  const decide = (): void => {
+    if (session.closed) return;
+    // The connection broke before it was confirmed: it is asked for again on the next one.
+    if (isUndecided(session, asked) && session.lane?.state !== 'ready') {
+      wait();
+      return;
+    }
+    dispatch(session, asked);
+    session.dispatchedLate();
+    session.lift(Hold.undecided);
+  };
+  const refused = (reply: Buffer): void => {
+    session.answer(reply);
+    session.lift(Hold.undecided);
+  };
+  wait();
+}
+
+/** The request as the session's scope lets it pass; `undefined` where it was refused. */
+function confined(session: Session, request: Request): Request | undefined {
+  const { identity, transaction } = session;
+  if (identity?.confine === undefined) return request;
+  const situation =
+    transaction !== undefined
+      ? 'transaction'
+      : session.protocol === 2 && session.subscriptions.size > 0
+        ? 'subscribed'
+        : 'plain';
+  const verdict = identity.confine(request.command, request.args, situation);
+  if (verdict === undefined) return request;
+  if ('refused' in verdict) {
+    if (transaction !== undefined) transaction.broken ??= 'refused';
+    session.answer(verdict.refused);
+    return undefined;
+  }
+  const { args, scope } = verdict;
+  return new Request(scope === undefined ? request.plan : session.planOf(args), args, undefined, scope);
+}
+
+// ------------------------------------------------------------------ transactions
+
+/**
+ * Without a connection MULTI is answered all the same, for a transaction that can only fail: a client that sent all of it
+ * at once must not see what it queues executed one by one, when the KV store comes back behind a refused MULTI.
+ */
+function beginTransaction(session: Session, request: Request): void {
+  if (request.args.length > 1) {
+    send(session, request, 0);
+    return;
+  }
+  const begin = (broken: Transaction['broken']): void => {
+    session.transaction = { slots: 0, members: [], subscriptions: new Map(), broken };
+    session.watchLost = false;
+  };
+  session.onLane(
+    Pin.transaction,
+    () => {
+      begin(session.watchLost ? 'watch' : undefined);
+      forwardMulti(session, request);
+    },
+    () => {
+      begin('lost');
+      session.answer(encode.OK);
+    },
+  );
+}
+
+function dispatchInTransaction(session: Session, request: Request, transaction: Transaction): void {
+  const { carriage } = request.plan;
+  if (isLost(transaction)) {
+    answerInLostTransaction(session, request, transaction);
+    return;
+  }
+  session.onLane(
+    Pin.transaction,
+    () => {
+      if (isLost(transaction)) {
+        // While it waited for the lane, which is another one now.
+        answerInLostTransaction(session, request, transaction);
+        return;
+      }
+      if (request.args.length > 1 && (carriage === 'exec' || carriage === 'discard')) {
+        // The server refuses it and stays in the transaction.
+        forward(session, request);
+        return;
+      }
+      switch (carriage) {
+        case 'exec':
+          endTransaction(session);
+          if (transaction.broken !== undefined) abandon(session, transaction);
+          else execute(session, request, transaction);
+          return;
+        case 'discard':
+          endTransaction(session);
+          for (const member of transaction.members) member.discard();
+          forwardEnd(session, request);
+          return;
+        case 'multi':
+        case 'watch':
+          // Not queued, but refused by the server: in a scope with physical names, as everything.
+          send(session, request, Pin.transaction);
+          return;
+        case 'subscribe':
+        case 'unsubscribe':
+          if (session.scope === undefined) enqueueSubscription(session, request, transaction);
+          else refuseQueueing(session, request, transaction);
+          return;
+        case 'raw':
+          refuseQueueing(session, request, transaction);
+          return;
+        default:
+          if (mayNotQueue(session, request)) refuseQueueing(session, request, transaction);
+          else enqueue(session, request, transaction);
+      }
+    },
+    () => {
+      transaction.broken = 'lost';
+      answerInLostTransaction(session, request, transaction);
+    },
+  );
+}
+
+function isLost(transaction: Transaction): boolean {
+  return transaction.broken === 'lost';
+}
+
+function endTransaction(session: Session): void {
+  session.transaction = undefined;
+  session.pins &= ~(Pin.watch | Pin.transaction);
+}
+
+function answerInLostTransaction(session: Session, request: Request, transaction: Transaction): void {
+  const { carriage } = request.plan;
+  if (carriage === 'exec' || carriage === 'discard') {
+    endTransaction(session);
+    for (const member of transaction.members) member.discard();
+  }
+  session.answer(carriage === 'discard' ? encode.OK : TRANSACTION_LOST);
+}
+
+/** A change of identity that the KV store cannot judge. */
+function mayNotQueue(session: Session, request: Request): boolean {
+  const name = request.command?.name;
+  return session.context.identities !== undefined && (name === 'auth' || (name === 'hello' && request.args.length > 2));
+}
+
+/** The transaction is refused with it. */
+function refuseQueueing(session: Session, request: Request, transaction: Transaction): void {
+  transaction.broken ??= 'refused';
+  const name = request.command?.name.replace('|', ' ').toUpperCase();
+  session.answer(encode.error(`ERR ${name} inside MULTI is not possible through Holdfast: send it before or after`));
+}
+
+/** Its confirmations come in EXEC's reply. */
+function enqueueSubscription(session: Session, request: Request, transaction: Transaction): void {
+  const names = request.args.slice(1);
+  if (request.plan.carriage === 'unsubscribe' || names.length > 0) {
+    transaction.subscriptions.set(transaction.slots, { command: request.command!.name, names });
+  }
+  transaction.slots += 1;
+  session.laneDirty = true;
+  forward(session, request);
+}
+
+const REPLY_MODES: readonly ReplyMode[] = ['on', 'off', 'skip'];
+
+function enqueue(session: Session, request: Request, transaction: Transaction): void {
+  const { carriage } = request.plan;
+  // What these change is the connection's own: nobody else may find it there.
+  if (carriage === 'session' || carriage === 'sticky') session.laneDirty = true;
+  const own = carriage === 'sticky' ? keepSticky(session, request) : queuedSessionCommand(session, request);
+  if (request.plan.interceptors.length === 0 && own === undefined && request.command?.name !== 'client|reply') {
+    transaction.slots += 1;
+    forward(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, true, []);
+  if (request.command?.name === 'client|reply' && request.args.length === 3) {
+    // The session leaves replies out; the server's own would be missing where they are counted.
+    exchange.replyMode = REPLY_MODES.find((_, mode) => request.is(2, REPLY_MODES[mode]!));
+    if (exchange.replyMode !== undefined) exchange.respond(encode.OK);
+  }
+  if (own !== undefined) exchange.finally(own);
+  intercept(session, exchange, request, () => {
+    const { answer } = exchange;
+    if (isLost(transaction)) {
+      exchange.discard();
+      session.answer(TRANSACTION_LOST);
+      return;
+    }
+    if (answer?.[0] === MINUS) {
+      transaction.broken ??= 'refused';
+      exchange.discard();
+      session.answer(answer);
+      return;
+    }
+    exchange.slot = transaction.slots;
+    transaction.slots += 1;
+    transaction.members.push(exchange);
+    if (answer !== undefined) session.answer(encode.QUEUED);
+    else sendExchange(session, exchange, request, Pin.transaction);
+  });
+}
+
+/** A sticky command in a transaction: once EXEC has executed it, the session stays where it was. */
+function keepSticky(session: Session, request: Request): (reply: Buffer) => Buffer {
+  return (reply) => {
+    if (reply[0] !== MINUS) {
+      session.pins |= Pin.sticky;
+      session.setup.set(request.command!.name, request.args);
+    }
+    return reply;
+  };
+}
+
+function execute(session: Session, request: Request, transaction: Transaction): void {
+  if (
+    transaction.members.length === 0 &&
+    transaction.subscriptions.size === 0 &&
+    request.plan.interceptors.length === 0
+  ) {
+    forwardEnd(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, false, transaction.members);
+  exchange.finally((reply) => {
+    if (isRefusedEnd(reply, 0)) session.laneDirty = true;
+    return reply;
+  });
+  // Until it is sent the connection's transaction is open.
+  session.pins |= Pin.transaction;
+  intercept(session, exchange, request, () => {
+    session.pins &= ~Pin.transaction;
+    if (exchange.answer !== undefined) {
+      if (session.lane?.state === 'ready') session.sendIgnored(['DISCARD']);
+      for (const member of transaction.members) member.discard();
+      session.inTurn(() => exchange.settleAnswer());
+      return;
+    }
+    if (session.lane?.state !== 'ready') {
+      session.inFlight += 1;
+      exchange.lost(new HoldfastError('KVDOWN', LOST_TEXT));
+      return;
+    }
+    if (transaction.subscriptions.size > 0 || transaction.members.some((member) => member.replyMode !== undefined)) {
+      // How what follows is answered is known when it has been executed.
+      session.hold(Hold.lane);
+      sendTransaction(session, exchange, request, transaction);
+      session.whenQuiet(() => session.lift(Hold.lane));
+    } else sendExchange(session, exchange, request, 0);
+  });
+}
+
+function sendTransaction(
+  session: Session,
+  exchange: PendingExchange,
+  request: Request,
+  { members, slots, subscriptions }: Transaction,
+): void {
+  if (subscriptions.size === 0) {
+    sendExchange(session, exchange, request, 0);
+    return;
+  }
+  // What Holdfast answered itself is not in the server's reply.
+  const answered = new Set(members.filter(({ answer }) => answer !== undefined).map(({ slot }) => slot));
+  const atServer = new Map<number, QueuedSubscription>();
+  for (let slot = 0, place = 0; slot < slots; slot += 1) {
+    const subscription = subscriptions.get(slot);
+    if (subscription !== undefined) atServer.set(place, subscription);
+    if (!answered.has(slot)) place += 1;
+  }
+  session.inFlight += 1;
+  session.lane!.sendTransaction(new TransactionReply(session, exchange, atServer), request.bytes);
+}
+
+/** EXEC of a transaction that must fail although the KV store would execute it. */
+function abandon(session: Session, transaction: Transaction): void {
+  for (const member of transaction.members) member.discard();
+  const reply = transaction.broken === 'watch' ? encode.nullArray(session.protocol) : ABORTED;
+  session.sendIgnored(['DISCARD'], () => {
+    if (session.replyMode === 'on') session.output.write(reply);
+  });
+}
+
+// ------------------------------------------------------------------ raw mode
+
+function sendRaw(session: Session, request: Request): void {
+  if (request.plan.interceptors.length === 0) {
+    enterRawMode(session, request);
+    return;
+  }
+  const exchange = newExchange(session, request, false, []);
+  intercept(session, exchange, request, () => {
+    if (exchange.answer !== undefined) session.inTurn(() => exchange.settleAnswer());
+    else enterRawMode(session, new Request(request.plan, exchange.args, undefined));
+  });
+}
+
+/** From here on bytes pass both ways without framing; what is in flight is answered first. */
+function enterRawMode(session: Session, request: Request): void {
+  session.hold(Hold.request);
+  // Again on the lane: what a new one is set up with is answered before (SYNC is refused while anything is pending).
+  const begin = (): void => {
+    session.laneDirty = true;
+    session.lane!.raw = true;
+    session.lane!.out.append(request.bytes, 0, request.bytes.length);
+    session.lift(Hold.request);
+  };
+  const refused = (reply: Buffer): void => {
+    session.answer(reply);
+    session.lift(Hold.request);
+  };
+  session.whenQuiet(() => session.onLane(Pin.raw, () => session.whenQuiet(begin), refused));
+}
+
+/** CLIENT PAUSE makes this command wait, as if it blocked. */
+function isKeptWaiting(session: Session, request: Request): boolean {
+  const { paused } = session.context.upstream;
+  return paused === 'all' || (paused === 'writes' && request.command?.flags.has('readonly') !== true);
+}
+
+function hasBlockOption(args: readonly Buffer[]): boolean {
+  for (let i = 1; i < args.length; i += 1) {
+    const word = args[i]!;
+    if (word.length === 5 && word.toString('latin1').toLowerCase() === 'block') return true;
+    if (word.length === 7 && word.toString('latin1').toLowerCase() === 'streams') return false;
+  }
+  return false;
+}

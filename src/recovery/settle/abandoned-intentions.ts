@@ -1,0 +1,99 @@
+/**
+ * What a client willed and nobody will settle any more is judged by what is there: its connection broke before the reply,
+ * its process died, or the ledger could not be told.
+ */
+import type pg from 'pg';
+import { ENTRY_ID_LENGTH } from '../../ledger/encoding/entry-id.ts';
+import type { AbandonedIntention } from '../../ledger/intention-store.ts';
+import type { Ledger } from '../../ledger/ledger.ts';
+import type { KvConnection } from '../kv/connection.ts';
+import { presentEntries } from '../kv/entries.ts';
+import { closeConnections } from '../kv/kill-connections.ts';
+import { readStream, type StreamState } from '../kv/snapshot.ts';
+import { endStreams, moveStreams } from './end-streams.ts';
+
+/** So many of a stream's newest entries tell where it is. */
+const TELLING_ROWS = 200;
+
+interface Place {
+  readonly database: number;
+  readonly name: Buffer;
+}
+
+/** Rejects with KVDOWN, or with Postgres's errors. */
+export async function settleAbandoned(ledger: Ledger, connection: KvConnection): Promise<void> {
+  const { intentions, streams } = ledger;
+  const abandoned = await intentions.abandoned();
+  await closeConnections(
+    connection,
+    abandoned.flatMap((intention) => (intention.connection === undefined ? [] : [intention.connection])),
+  );
+  const changes = new Map<number, AbandonedIntention[]>();
+  for (const intention of abandoned) {
+    if (intention.changeId !== undefined) {
+      const change = changes.get(intention.changeId);
+      if (change === undefined) changes.set(intention.changeId, [intention]);
+      else change.push(intention);
+      continue;
+    }
+    const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
+    if (stream === undefined || stream.ended) {
+      await intentions.cancel([intention]);
+      continue;
+    }
+    if (intention.ids === undefined) {
+      if (typeof (await readStream(connection, stream)) === 'string') await endStreams(ledger, connection, [intention]);
+      else await intentions.cancel([intention]);
+      continue;
+    }
+    const first = intention.ids.subarray(0, ENTRY_ID_LENGTH);
+    const found = await presentEntries(connection, stream, [first]);
+    await intentions.settleDelete({ intentionId: intention.intentionId, deleted: found.size === 0 });
+  }
+  for (const [changeId, change] of changes) {
+    if (await hasMoved(ledger.pool, connection, changeId)) await moveStreams(ledger, connection, change);
+    // Not carried out, or the KV store has lost both places: then it is restored where it was, which nobody was told otherwise.
+    else await intentions.cancelChange(changeId);
+  }
+}
+
+/** Whether more of the streams stand where they were to go than where they were. */
+async function hasMoved(pool: pg.Pool, connection: KvConnection, changeId: number): Promise<boolean> {
+  const { rows } = await pool.query<Place & { stream_id: string; target_database: number; target_name: Buffer }>(
+    `SELECT stream_id, database, name, target_database, target_name
+       FROM holdfast.intention JOIN holdfast.stream USING (stream_id)
+      WHERE change_id = $1 AND target_database IS NOT NULL AND ended_at IS NULL LIMIT 100`,
+    [changeId],
+  );
+  let balance = 0;
+  for (const row of rows) {
+    const target = { database: row.target_database, name: row.target_name };
+    const { rows: entries } = await pool.query<{ id: Buffer; fields: Buffer }>(
+      `SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT ${TELLING_ROWS}`,
+      [row.stream_id],
+    );
+    const [here, there] = [await readStream(connection, row), await readStream(connection, target)];
+    const [before, after] = [await matches(connection, row, entries), await matches(connection, target, entries)];
+    if (before !== after) balance += Math.sign(after - before);
+    else if (entries.length === 0) balance += Math.sign(standing(there) - standing(here));
+  }
+  return balance > 0;
+}
+
+/** A stream without any entries to tell it by is where there is one. */
+function standing(state: StreamState): number {
+  return typeof state === 'string' ? 0 : 1;
+}
+
+async function matches(
+  connection: KvConnection,
+  place: Place,
+  entries: readonly { readonly id: Buffer; readonly fields: Buffer }[],
+): Promise<number> {
+  const found = await presentEntries(
+    connection,
+    place,
+    entries.map(({ id }) => id),
+  );
+  return entries.filter(({ id, fields }) => found.get(id.toString('latin1'))?.equals(fields) === true).length;
+}

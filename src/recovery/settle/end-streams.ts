@@ -1,0 +1,192 @@
+/**
+ * Settles intentions that were carried out: incarnations end, or streams go on in another place. An XADD that the KV store
+ * executed after the command, and that committed before it was settled, named what had the place before: under the
+ * streams' locks, which stop further commits, what was committed there since the intention opened and is in the KV store still
+ * is handed over to what has the place now. Where the KV store cannot be asked, all of it is.
+ */
+import type pg from 'pg';
+import { byteaArray } from '../../ledger/encoding/binary-array.ts';
+import { inPooledTransaction } from '../../ledger/in-transaction.ts';
+import type { EndIntention } from '../../ledger/intention-store.ts';
+import type { Ledger } from '../../ledger/ledger.ts';
+import { retryContention } from '../../ledger/retry-contention.ts';
+import { sqlState } from '../../ledger/sqlstate.ts';
+import type { KvConnection } from '../kv/connection.ts';
+import { presentEntries } from '../kv/entries.ts';
+
+/** A stream in its place, and the one that has that place now; null for one that may have to be begun. */
+interface Successor {
+  readonly stream_id: string;
+  readonly heir: string | null;
+  readonly since: Date;
+  readonly database: number;
+  readonly name: Buffer;
+}
+
+const PAGE_ROWS = 5000;
+const UNIQUE_VIOLATION = '23505';
+const MOVE_ATTEMPTS_MAX = 10;
+
+/** The incarnations are over. Rejects with Postgres's errors. */
+export async function endStreams(
+  ledger: Ledger,
+  connection: KvConnection | undefined,
+  intentions: readonly EndIntention[],
+): Promise<void> {
+  for (const { intentionId } of intentions) {
+    const ended = await retryContention(() =>
+      inPooledTransaction(ledger.pool, (client) => endStream(client, connection, intentionId)),
+    );
+    if (ended !== undefined) await ledger.streams.refresh(ended);
+  }
+}
+
+/** Gives the stream that the intention was about. It may have been another one when the intention was opened. */
+async function endStream(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  intentionId: number,
+): Promise<number | undefined> {
+  const read = async () => {
+    const { rows } = await client.query<Successor & { command: string; ended: boolean }>(
+      `SELECT stream_id, NULL AS heir, opened_at AS since, database, name, command, ended_at IS NOT NULL AS ended
+         FROM holdfast.intention JOIN holdfast.stream USING (stream_id) WHERE intention_id = $1`,
+      [intentionId],
+    );
+    return rows[0];
+  };
+  let ending = await read();
+  for (let locked: string | undefined; ending !== undefined && locked !== ending.stream_id; ending = await read()) {
+    locked = ending.stream_id;
+    await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [locked]);
+  }
+  if (ending === undefined) return undefined;
+  if (!ending.ended) {
+    const kept = await keptEntries(client, connection, ending);
+    await client.query('SELECT holdfast.end_stream($1, $2)', [ending.stream_id, ending.command]);
+    const { rows } = await client.query<{ waits: boolean }>(
+      'SELECT EXISTS (SELECT FROM holdfast.backlog WHERE stream_id = $1 AND accepted_at >= $2) AS waits',
+      [ending.stream_id, ending.since],
+    );
+    if (kept.length > 0 || rows[0]!.waits) await handOver(client, ending, kept);
+  }
+  await client.query('DELETE FROM holdfast.intention WHERE intention_id = $1', [intentionId]);
+  return Number(ending.stream_id);
+}
+
+/**
+ * The streams of one command are in their new places. What stands there by now in the ledger, because somebody used or
+ * found the new name before this, is the same stream and goes into it. Rejects with Postgres's errors.
+ */
+export async function moveStreams(
+  ledger: Ledger,
+  connection: KvConnection | undefined,
+  intentions: readonly EndIntention[],
+): Promise<void> {
+  const touched = new Set(intentions.map(({ streamId }) => streamId));
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      const over = await retryContention(() =>
+        inPooledTransaction(ledger.pool, (client) => moveTogether(client, connection, intentions[0]!.intentionId)),
+      );
+      for (const streamId of over) touched.add(streamId);
+      break;
+    } catch (thrown) {
+      // Another record was begun in one of the places after all had been locked: it is locked the next time.
+      if (attempt >= MOVE_ATTEMPTS_MAX || sqlState(thrown) !== UNIQUE_VIOLATION) throw thrown;
+    }
+  }
+  for (const streamId of touched) await ledger.streams.refresh(streamId);
+}
+
+/** Gives the streams that are over by it. */
+async function moveTogether(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  intentionId: number,
+): Promise<number[]> {
+  const { rows } = await client.query<{ change_id: string; command: string }>(
+    'SELECT change_id, command FROM holdfast.intention WHERE intention_id = $1',
+    [intentionId],
+  );
+  // Somebody else has settled it.
+  if (rows[0] === undefined) return [];
+  const { change_id: changeId, command } = rows[0];
+  const { rows: over } = await client.query<Successor>(
+    'SELECT stream_id, heir, since, database, name FROM holdfast.lock_moving($1) JOIN holdfast.stream USING (stream_id)',
+    [changeId],
+  );
+  // Commits that named a stream which had left its place by then. Where they belong only the KV store knows.
+  const { rows: left } = await client.query<Successor>(
+    'SELECT stream_id, heir, since, database, name FROM holdfast.places_taken($1) JOIN holdfast.stream USING (stream_id)',
+    [changeId],
+  );
+  for (const leaving of left) await handOver(client, leaving, (await stillThere(client, connection, leaving)) ?? []);
+  for (const replaced of over) {
+    await client.query('SELECT holdfast.end_stream($1, $2)', [replaced.stream_id, command]);
+    await handOver(client, replaced, await keptEntries(client, connection, replaced));
+  }
+  await client.query('SELECT holdfast.settle_moves($1)', [changeId]);
+  return over.map((row) => Number(row.stream_id));
+}
+
+async function handOver(client: pg.PoolClient, { stream_id, heir, since }: Successor, ids: Buffer[]): Promise<void> {
+  await client.query('SELECT holdfast.hand_over($1, $2, $3::bytea[], $4)', [stream_id, heir, byteaArray(ids), since]);
+}
+
+/** What is to be handed over; all that was committed since, where that cannot be found out. */
+async function keptEntries(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  successor: Successor,
+): Promise<Buffer[]> {
+  const there = await stillThere(client, connection, successor);
+  if (there !== undefined) return there;
+  const kept: Buffer[] = [];
+  for await (const page of committedSince(client, successor)) kept.push(...page.map(({ id }) => id));
+  return kept;
+}
+
+/** Of what was committed to a stream since `since`, what its place has now; `undefined` where the KV store cannot be asked. */
+async function stillThere(
+  client: pg.PoolClient,
+  connection: KvConnection | undefined,
+  successor: Successor,
+): Promise<Buffer[] | undefined> {
+  if (connection === undefined) return undefined;
+  const kept: Buffer[] = [];
+  for await (const page of committedSince(client, successor)) {
+    try {
+      const there = await presentEntries(
+        connection,
+        successor,
+        page.map(({ id }) => id),
+      );
+      for (const { id, fields } of page) {
+        if (there.get(id.toString('latin1'))?.equals(fields) === true) kept.push(id);
+      }
+    } catch {
+      return undefined;
+    }
+  }
+  return kept;
+}
+
+/** But for what the heir has rows of. */
+async function* committedSince(
+  client: pg.PoolClient,
+  { stream_id, heir, since }: Successor,
+): AsyncGenerator<{ readonly id: Buffer; readonly fields: Buffer }[]> {
+  for (let last: Buffer = Buffer.alloc(0); ; ) {
+    const { rows } = await client.query<{ id: Buffer; fields: Buffer }>(
+      `SELECT id, fields FROM holdfast.entry
+        WHERE stream_id = $1 AND id > $2 AND committed_at >= $3
+          AND NOT EXISTS (SELECT FROM holdfast.entry AS same WHERE same.stream_id = $4 AND same.id = entry.id)
+        ORDER BY id LIMIT ${PAGE_ROWS}`,
+      [stream_id, last, since, heir],
+    );
+    if (rows.length === 0) return;
+    yield rows;
+    last = rows.at(-1)!.id;
+  }
+}
