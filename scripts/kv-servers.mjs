@@ -178,3 +178,27 @@ export async function installServer(kind) {
   else await runAsRoot(prefix, 'dnf', ['install', '-y', '-q', kind]);
   return versionOf(`${kind}-server`);
 }
+
+/** Programs that single tests use, by the name of their package; the file shows that it is there. */
+const TEST_TOOLS = [
+  { name: 'postgresql-15', file: '/usr/lib/postgresql/15/bin/postgres', apt: 'postgresql-15' },
+  { name: 'pgbouncer', file: '/usr/sbin/pgbouncer', apt: 'pgbouncer', dnf: 'pgbouncer' },
+];
+
+/** Installs what is missing of them where that needs nobody's answer. Gives the names of those that are not to be had. */
+export async function installTestTools() {
+  const prefix = rootPrefix();
+  const manager = packageManager();
+  const missing = [];
+  for (const { name, file, ...packages } of TEST_TOOLS) {
+    if (existsSync(file)) continue;
+    const wanted = manager === 'apt-get' ? packages.apt : packages.dnf;
+    if (prefix !== undefined && wanted !== undefined) {
+      say(`the tests use ${name}: installing it with ${manager}`);
+      if (manager === 'apt-get') await aptInstall(prefix, wanted);
+      else await runAsRoot(prefix, 'dnf', ['install', '-y', '-q', wanted]);
+    }
+    if (!existsSync(file)) missing.push(name);
+  }
+  return missing;
+}

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { buildIfStale } from './build.mjs';
 import { installDependencies } from './dependencies.mjs';
-import { commandToInstall, installServer, versionOf } from './kv-servers.mjs';
+import { commandToInstall, installServer, installTestTools, versionOf } from './kv-servers.mjs';
 import { giveUp, ROOT, requireNode, run, say } from './project.mjs';
 
 /** The versions that the promises are made for. */
@@ -20,7 +20,7 @@ async function findServers() {
   const found = [];
   for (const kind of ['redis', 'valkey']) {
     const version = versionOf(`${kind}-server`) ?? (await installServer(kind));
-    if (version === undefined) say(`no ${kind}-server is to be had here: its tests are left out`);
+    if (version === undefined) say(`${kind}-server not found; skipping its tests`);
     else if (version.split('.', 1)[0] !== WANTED_MAJOR[kind]) {
       say(`the tests are meant for ${kind} ${WANTED_MAJOR[kind]}, this is ${version}`);
     }
@@ -74,6 +74,7 @@ async function runAgain({ failures }) {
 
 requireNode();
 await findServers();
+for (const name of await installTestTools()) say(`${name} not found; skipping its tests`);
 await installDependencies();
 await buildIfStale();
 let { code, tests } = await runVitest(process.argv.slice(2));

@@ -56,7 +56,10 @@ describe('holdfast serve with existing servers', () => {
     const { url } = await startTestPostgres();
     const program = await serve(['--kv', redis.url], { HOLDFAST_DATABASE_URL: url });
     expect((await fetch(`${program.http}/readyz`)).status).toBe(200);
+    const client = await connectRaw(program.port);
+    const id = (await client.send('XADD', 's', '*', 'f', 'v')).bytes.toString();
     const report = await program.status();
+    expect(report.ledger).toMatchObject({ available: true, streams: [{ name: 's', entriesAdded: 1, lastId: id }] });
     expect(report.kv).toMatchObject({
       reachable: true,
       embedded: false,

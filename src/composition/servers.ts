@@ -6,6 +6,7 @@ import { type KvServer, startKvServer } from '../embedded/kv-server.ts';
 import { startPostgres } from '../embedded/postgres.ts';
 import type { EmbeddedServer } from '../embedded/server-process.ts';
 import { supervise } from '../embedded/supervise.ts';
+import { HoldfastError } from '../errors.ts';
 import type { Member } from '../processes/member.ts';
 import type { Steps } from './stop-steps.ts';
 import { embeddedTarget, remoteTarget } from './targets.ts';
@@ -40,8 +41,8 @@ export async function startServers(config: Config, log: Logger, steps: Steps): P
       ? adopt('Postgres', startPostgres({ dataDir: join(config.dataDir, 'postgres') }))
       : undefined,
   ]);
-  if (kv.status === 'rejected') throw kv.reason;
-  if (postgres.status === 'rejected') throw postgres.reason;
+  if (kv.status === 'rejected') throw startFailure(kv.reason, config);
+  if (postgres.status === 'rejected') throw startFailure(postgres.reason, config);
   const kvServer = kv.value?.server;
   return {
     target: kvServer === undefined ? remoteTarget(config.kv)! : embeddedTarget(kvServer),
@@ -49,6 +50,15 @@ export async function startServers(config: Config, log: Logger, steps: Steps): P
     kvServer,
     kvRestarts: () => kv.value?.supervision.restarts,
   };
+}
+
+/** An error of the file system, which says nothing of whose directory it is, names the setting. */
+function startFailure(thrown: unknown, { dataDir }: Config): unknown {
+  const ofFiles = thrown instanceof Error && 'syscall' in thrown && 'code' in thrown;
+  if (!ofFiles) return thrown;
+  return new HoldfastError('CONFIG', `dataDir: ${dataDir} cannot hold the embedded servers: ${thrown.message}`, {
+    cause: thrown,
+  });
 }
 
 /** Those of a member are its primary's. */

@@ -14,6 +14,7 @@ import { createCache } from '../cache/cache.ts';
 import { type Address, formatAddress } from '../config/address.ts';
 import type { Config } from '../config/config.ts';
 import type { KvServer } from '../embedded/kv-server.ts';
+import { messageOf } from '../errors.ts';
 import { isOwnPush } from '../intercept/hide-own-keys.ts';
 import { createInterceptors } from '../intercept/registry.ts';
 import { openLedger } from '../ledger/ledger.ts';
@@ -32,14 +33,14 @@ import { formatStatus, type StatusReport } from '../operations/status-report.ts'
 import type { Member } from '../processes/member.ts';
 import { type RunningProxy, startProxy } from '../proxy/proxy.ts';
 import { carriageOf } from '../proxy/request/command-plan.ts';
-import { startRecovery } from '../recovery/recovery.ts';
+import { Recovery } from '../recovery/recovery.ts';
 import { verify } from '../recovery/verify.ts';
 import { createReloader, type Reloadable, type ReloadReport } from '../reload.ts';
 import { createScriptRegistry } from '../scope/lua/script-registry.ts';
 import { prefixedKeys } from '../scope/rules.ts';
 import { connectScopeAdmin } from '../scope/scope-admin.ts';
 import { readVersion } from '../version.ts';
-import { startIdentities } from './identities.ts';
+import { type PreparedIdentities, prepareIdentities } from './identities.ts';
 import { serversOf, startServers } from './servers.ts';
 import type { Steps } from './stop-steps.ts';
 import { addressOf, listenAddress, placeOf } from './targets.ts';
@@ -62,6 +63,7 @@ const DAY_MS = 86_400_000;
 const DRAIN_MS = 5000;
 /** What a comparison takes, generously. */
 const LOOK_MS = 1000;
+const OPEN_RETRY_MS = 250;
 
 export async function compose(
   config: Config,
@@ -72,8 +74,15 @@ export async function compose(
 ): Promise<Holdfast> {
   const startedAt = new Date().toISOString();
   const version = readVersion();
+  // What can be judged without servers is judged first, and addresses are taken before the lead is: a start that fails must have touched
+  // neither the KV store nor the ledger.
+  const listen = config.listen.map(listenAddress);
   const servers = member === undefined ? await startServers(config, log, steps) : serversOf(config, member);
   const { target, databaseUrl, kvServer } = servers;
+  const scopeAdmin = connectScopeAdmin(target);
+  steps.onStop('scopes', () => scopeAdmin.close());
+  const identities = prepareIdentities(config, target, scopeAdmin, log);
+  steps.onStop('ACL users of scopes', () => identities.close());
   const ledger = await openLedger({
     databaseUrl,
     name: `${hostname()}:${process.pid}`,
@@ -81,13 +90,14 @@ export async function compose(
     acknowledgementFlushMs: config.ledger.acknowledgementFlushMs,
   });
   steps.onStop('ledger', () => ledger.close());
-  let lanes: Pick<RunningProxy, 'closeLanes'> | undefined;
-  const recovery = await startRecovery({
+  let lanes: Pick<RunningProxy, 'closeLanes' | 'admitsNobody'> | undefined;
+  const recovery = new Recovery({
     ledger,
     kv: target,
     ledgered: streamFilter(config.ledger.streams),
     lookIntervalMs: config.checkpoint.intervalMs,
     closeLanes: (runId, cause) => lanes?.closeLanes(runId, cause),
+    admitsNobody: () => lanes?.admitsNobody() ?? false,
     log,
   });
   steps.onStop('recovery', () => recovery.stop());
@@ -97,19 +107,13 @@ export async function compose(
     leader: () => recovery.status(),
     log,
   });
-  retention.start();
-  steps.onStop('retention', () => retention.stop());
-
-  const scopeAdmin = connectScopeAdmin(target);
-  steps.onStop('scopes', () => scopeAdmin.close());
-  const identities = await startIdentities(config, target, scopeAdmin, log);
-  steps.onStop('ACL users of scopes', () => identities.close());
 
   const { username: _username, password: _password, ...upstream } = target;
   const cache = createCache({ kv: target, rules: config.leases, log });
   const proxy = await startProxy({
     hidesPush: isOwnPush,
-    listen: config.listen.map(listenAddress),
+    held: true,
+    listen,
     upstream,
     pooling: config.pooling,
     limits: config.limits,
@@ -228,10 +232,13 @@ export async function compose(
         ...(kvServer === undefined ? {} : { restarts: servers.kvRestarts() ?? 0 }),
         ...(kvServer?.pid === undefined ? {} : { processId: kvServer.pid }),
       },
-      ledger: await reportLedger(ledger, recovery, retention, {
-        where: placeOf(databaseUrl),
-        embedded: config.ledger.databaseUrl === undefined,
-      }),
+      ledger: await reportLedger(
+        ledger,
+        recovery,
+        retention,
+        { where: placeOf(databaseUrl), embedded: config.ledger.databaseUrl === undefined },
+        log,
+      ),
       cache: cache.snapshot(),
       memory: { residentBytes: memory.rss, heapUsedBytes: memory.heapUsed },
     };
@@ -258,7 +265,39 @@ export async function compose(
     steps.onStop('HTTP', () => server.stop());
     http = server.address;
   }
+
+  await recovery.start();
+  retention.start();
+  steps.onStop('retention', () => retention.stop());
+  if ((await ledger.kv.lastCompared())?.admitsNobody === true) proxy.admitNobody();
+  if (recovery.status().state === 'down') serveWhenOpened(identities, proxy, steps, log);
+  else {
+    await identities.open();
+    proxy.serve();
+  }
   return { addresses, http, kvServer, status, reload: reloadAll, stop: () => steps.stop() };
+}
+
+/** With a KV store that is away the scopes wait for it, and clients with them: nobody is let in without the fence. */
+function serveWhenOpened(identities: PreparedIdentities, proxy: RunningProxy, steps: Steps, log: Logger): void {
+  let retry: NodeJS.Timeout | undefined;
+  let stopped = false;
+  const open = (first: boolean): void => {
+    identities.open().then(
+      () => {
+        if (!stopped) proxy.serve();
+      },
+      (thrown: unknown) => {
+        if (first) log.warn({ reason: messageOf(thrown) }, 'scopes need the KV store: clients wait until it is there');
+        if (!stopped) retry = setTimeout(open, OPEN_RETRY_MS, false);
+      },
+    );
+  };
+  steps.onStop('scopes that wait', () => {
+    stopped = true;
+    clearTimeout(retry);
+  });
+  open(true);
 }
 
 /** The files of TLS listeners, of which there are the same ones after a reload; and the log's level. */

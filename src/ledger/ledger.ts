@@ -6,8 +6,10 @@ import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { explainLedgerFailure } from './explain-failure.ts';
 import { GroupStore } from './group-store.ts';
 import { IntentionStore } from './intention-store.ts';
+import { KvRegistry } from './kv-registry.ts';
 import { migrate } from './migrate.ts';
 import { holdOwnerLock } from './owner-lock.ts';
 import { connectPostgres, endSession, type Postgres, SESSION_ANSWER_MS } from './postgres.ts';
@@ -58,6 +60,7 @@ export interface Ledger {
   readonly outage: OutageWriter;
   readonly acknowledgements: AcknowledgementWriter;
   readonly groups: GroupStore;
+  readonly kv: KvRegistry;
   readonly intentions: IntentionStore;
   /** Calls `listener` for each notice, after the registry took it in. Gives the way to stop it. */
   onNotice(listener: (notice: LedgerNotice) => void): () => void;
@@ -91,7 +94,10 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
   try {
     const session = await postgres.connect();
     try {
-      const applied = await migrate(session, MIGRATIONS);
+      await refuseSharedSessions(postgres, session);
+      const applied = await migrate(session, MIGRATIONS, (seconds) =>
+        log.warn({ seconds }, 'another process migrates this ledger; waiting for it'),
+      );
       if (applied > 0) log.info({ applied }, 'ledger migrated');
       await refuseLooseDurability(session, log);
       const { rows } = await session.query<{ ledger: string }>('SELECT ledger FROM holdfast.identity');
@@ -103,7 +109,7 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
   } catch (thrown) {
     await postgres.close();
     if (thrown instanceof HoldfastError) throw thrown;
-    throw new HoldfastError('CONFIG', `ledger.database: ${messageOf(thrown)}`, { cause: thrown });
+    throw new HoldfastError('CONFIG', explainLedgerFailure(thrown), { cause: thrown });
   }
 
   const writer = new CommitWriter({ postgres, registry: streams, limits, log });
@@ -115,6 +121,7 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
   };
   // Of this run of the process: the next one may have its name.
   const owner = `${options.name} ${randomUUID()}`;
+  const kv = new KvRegistry(pool, owner, options.name);
   const listening = listen({ postgres, streams, owner, log, heard });
   await listening.started;
 
@@ -128,6 +135,7 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
     outage,
     acknowledgements,
     groups: new GroupStore(pool),
+    kv,
     intentions: new IntentionStore(pool, owner),
     onNotice(listener) {
       listeners.add(listener);
@@ -146,11 +154,44 @@ export async function openLedger(options: LedgerOptions): Promise<Ledger> {
     async close() {
       await writer.close();
       await acknowledgements.close();
+      if (postgres.available) await kv.leave().catch((thrown: unknown) => postgres.failed(thrown));
       await listening.stop();
       await postgres.close();
     },
   };
 }
+
+/**
+ * A pooler that gives a session's server to others between transactions (PgBouncer's transaction and statement mode) breaks LISTEN, the
+ * locks that sessions hold and prepared statements, silently. Two sessions that stand on one server at the same time show it.
+ */
+async function refuseSharedSessions(postgres: Postgres, first: pg.Client): Promise<void> {
+  const serverOf = async (session: pg.Client): Promise<number> => {
+    const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+    return rows[0]!.pid;
+  };
+  const before = await serverOf(first);
+  const second = await postgres.connect(SESSION_ANSWER_MS);
+  try {
+    // Statement mode refuses it.
+    if (!(await began(second))) throw new HoldfastError('CONFIG', SHARED_SESSIONS);
+    if ((await serverOf(second)) !== before && (await serverOf(first)) === before) return;
+  } finally {
+    await endSession(second);
+  }
+  throw new HoldfastError('CONFIG', SHARED_SESSIONS);
+}
+
+async function began(session: pg.Client): Promise<boolean> {
+  return session.query('BEGIN').then(
+    () => true,
+    () => false,
+  );
+}
+
+const SHARED_SESSIONS =
+  'ledger.database: a connection pooler in transaction or statement mode stands in front of Postgres, which breaks LISTEN and ' +
+  'session locks; connect to Postgres itself, or set pool_mode = session for this database';
 
 /** A commit that is not on disk is no commit. */
 async function refuseLooseDurability(session: pg.Client, log: Logger): Promise<void> {

@@ -3,6 +3,7 @@
  * advisory lock, so that several sidecars may start at once. Files lie beside this module, in `src` and in `dist`.
  */
 import { readdir, readFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type pg from 'pg';
 import { HoldfastError } from '../errors.ts';
 import { inTransaction } from './in-transaction.ts';
@@ -27,17 +28,26 @@ export async function readMigrations(directory: URL): Promise<Migration[]> {
   );
 }
 
-/** Applies what is missing and gives how many that were. Throws `CONFIG` when the database is newer than this program. */
-export async function migrate(client: pg.Client | pg.PoolClient, directory: URL): Promise<number> {
+/** Asked for the lock so often; the migrations of another process take seconds. */
+const LOCK_POLL_MS = 250;
+const LOCK_TELL_MS = 2_000;
+const LOCK_WAIT_MS_MAX = 60_000;
+/** A statement of a migration waits for no longer than this behind another session's lock on a table. */
+const TABLE_LOCK_MS_MAX = 30_000;
+
+/**
+ * Applies what is missing and gives how many that were. Throws `CONFIG` when the database is newer than this program, or another process
+ * holds the migration lock for a minute; `waiting` is called once when it holds it for longer than a moment.
+ */
+export async function migrate(
+  client: pg.Client | pg.PoolClient,
+  directory: URL,
+  waiting: (seconds: number) => void = () => undefined,
+): Promise<number> {
   const migrations = await readMigrations(directory);
-  await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
+  await lock(client, waiting);
   try {
-    await client.query('CREATE SCHEMA IF NOT EXISTS holdfast');
-    await client.query(`CREATE TABLE IF NOT EXISTS holdfast.migration (
-      number integer PRIMARY KEY,
-      name text NOT NULL,
-      applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
-    )`);
+    await createSchema(client);
     const { rows } = await client.query<{ number: number }>('SELECT number FROM holdfast.migration ORDER BY number');
     const applied = new Set(rows.map((row) => row.number));
     const newest = migrations.at(-1)?.number ?? 0;
@@ -52,6 +62,7 @@ export async function migrate(client: pg.Client | pg.PoolClient, directory: URL)
     for (const migration of migrations) {
       if (applied.has(migration.number)) continue;
       await inTransaction(client, async () => {
+        await client.query(`SET LOCAL lock_timeout = ${TABLE_LOCK_MS_MAX}`);
         await client.query(migration.sql);
         await client.query('INSERT INTO holdfast.migration (number, name) VALUES ($1, $2)', [
           migration.number,
@@ -64,4 +75,43 @@ export async function migrate(client: pg.Client | pg.PoolClient, directory: URL)
   } finally {
     await client.query('SELECT pg_advisory_unlock($1)', [MIGRATION_LOCK]);
   }
+}
+
+async function lock(client: pg.Client | pg.PoolClient, waiting: (seconds: number) => void): Promise<void> {
+  const startedAt = Date.now();
+  let told = false;
+  for (;;) {
+    const { rows } = await client.query<{ locked: boolean }>('SELECT pg_try_advisory_lock($1) AS locked', [
+      MIGRATION_LOCK,
+    ]);
+    if (rows[0]!.locked) return;
+    const waitedMs = Date.now() - startedAt;
+    if (waitedMs > LOCK_WAIT_MS_MAX) {
+      throw new HoldfastError(
+        'CONFIG',
+        `ledger.database: another process has held the migration lock for ${Math.round(waitedMs / 1000)} s; ` +
+          `it is in pg_locks as advisory lock ${MIGRATION_LOCK}, end it or wait for it`,
+      );
+    }
+    if (!told && waitedMs > LOCK_TELL_MS) {
+      waiting(Math.round(LOCK_WAIT_MS_MAX / 1000));
+      told = true;
+    }
+    await sleep(LOCK_POLL_MS);
+  }
+}
+
+/** `IF NOT EXISTS` asks for the right to create, also where there is nothing to create. */
+async function createSchema(client: pg.Client | pg.PoolClient): Promise<void> {
+  const { rows } = await client.query<{ schema: string | null; migrations: string | null }>(
+    `SELECT to_regnamespace('holdfast') AS schema, to_regclass('holdfast.migration') AS migrations`,
+  );
+  const { schema, migrations } = rows[0]!;
+  if (schema === null) await client.query('CREATE SCHEMA IF NOT EXISTS holdfast');
+  if (migrations !== null) return;
+  await client.query(`CREATE TABLE IF NOT EXISTS holdfast.migration (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+  )`);
 }

@@ -57,10 +57,13 @@ export function connectPostgres(options: {
   const pool = new pg.Pool({
     ...connection,
     max: options.connectionsMax,
-    // The server's own limit frees its locks; ours notices a server that no longer answers at all.
-    statement_timeout: options.statementTimeoutMs,
-    // A process that is stopped in the middle of a transaction must not hold a stream's lock.
-    idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
+    // The server's own limit frees its locks; ours notices a server that no longer answers at all. A process that is stopped in the middle
+    // of a transaction must not hold a stream's lock. By SET, since a pooler in session mode refuses both as startup parameters.
+    onConnect: async (client) => {
+      await client.query(
+        `SET statement_timeout = ${options.statementTimeoutMs}; SET idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_MS}`,
+      );
+    },
     query_timeout: options.statementTimeoutMs + 1000,
   });
   // An idle connection that breaks is no event of its own: the next statement will tell.

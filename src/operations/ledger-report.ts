@@ -1,4 +1,6 @@
 /** What the ledger knows of streams, their groups and past recoveries, for status. Bounded: the busiest come first. */
+import type { Logger } from 'pino';
+import { messageOf } from '../errors.ts';
 import { formatEntryId } from '../ledger/encoding/entry-id.ts';
 import type { Ledger } from '../ledger/ledger.ts';
 import type { IdleGroup } from '../ledger/retention/idle-groups.ts';
@@ -67,10 +69,13 @@ const STREAMS = {
   name: 'status-streams',
   text: `
   SELECT stream.stream_id, stream.database, stream.name, stream.mode,
-         coalesce(progress.added, 0)::float8 AS added, coalesce(progress.last_id, stream.seen_last_id) AS last_id
+         coalesce(progress.added, 0)::float8 AS added, coalesce(newest.last_id, stream.seen_last_id) AS last_id
     FROM holdfast.stream AS stream
-    LEFT JOIN (SELECT stream_id, sum(added) AS added, max(last_id) AS last_id
-                 FROM holdfast.stream_progress GROUP BY stream_id) AS progress USING (stream_id)
+    LEFT JOIN (SELECT stream_id, sum(added) AS added FROM holdfast.stream_progress GROUP BY stream_id) AS progress
+        USING (stream_id)
+    -- Postgres before 18 has no max(bytea).
+    LEFT JOIN (SELECT DISTINCT ON (stream_id) stream_id, last_id
+                 FROM holdfast.stream_progress ORDER BY stream_id, last_id DESC) AS newest USING (stream_id)
    WHERE stream.ended_at IS NULL
    ORDER BY last_id DESC, stream.stream_id
    LIMIT ${STREAMS_MAX}`,
@@ -174,12 +179,13 @@ async function readRecoveries(ledger: Ledger): Promise<RecoveryReport[]> {
   }));
 }
 
-/** Never throws: a ledger that does not answer is reported as such. */
+/** Never rejects: a ledger that cannot be read is reported as not available, with Postgres's error, which is logged too. */
 export async function reportLedger(
   ledger: Ledger,
   recovery: Recovery,
   retention: Pick<Retention, 'status'>,
   place: { readonly where: string; readonly embedded: boolean },
+  log: Logger,
 ): Promise<LedgerReport> {
   const { commit } = ledger.metrics();
   const { state, leads, lossesTotal, restoresTotal, lastError } = recovery.status();
@@ -202,7 +208,8 @@ export async function reportLedger(
   try {
     const [streams, recoveries] = await Promise.all([readStreams(ledger), readRecoveries(ledger)]);
     return { ...report, available: true, streams, recoveries };
-  } catch {
-    return unavailable;
+  } catch (thrown) {
+    log.error({ err: thrown }, 'status could not read the ledger');
+    return { ...unavailable, lastError: messageOf(thrown) };
   }
 }

@@ -44,6 +44,8 @@ export interface ProxyOptions {
   readonly peers?: (service: PeerService) => Peers;
   /** Which pushes no client sees: those that tell of Holdfast's own keys. */
   readonly hidesPush?: (frame: Buffer) => boolean;
+  /** Keeps clients waiting, and opens no connection to the KV store, until `serve()`. Addresses are taken at once. */
+  readonly held?: boolean;
   readonly log: Logger;
 }
 
@@ -64,6 +66,12 @@ export interface RunningProxy {
   /** Where it listens, with the ports that were taken. */
   readonly addresses: readonly ListenAddress[];
   readonly plans: CommandPlans;
+  /** Lets clients in, where `held` kept them. */
+  serve(): void;
+  /** Clients that do not log in may be served while the KV store is away: it let them in before. */
+  admitNobody(): void;
+  /** Whether the KV store lets in clients that do not log in, as far as known. */
+  admitsNobody(): boolean;
   status(): ProxyStatus;
   /** New certificates for the TLS listener with this index: for clients that come from now on, those there stay. */
   setCertificates(listener: number, options: tls.SecureContextOptions): void;
@@ -75,6 +83,7 @@ export interface RunningProxy {
 
 const SHARED_READ_BYTES = 64 * 1024;
 const BACKLOG = 4096;
+const ignored = (): void => undefined;
 const NO_LISTENER: UpstreamListener = { connected: () => undefined, lost: () => undefined };
 
 /** Listens and serves. Rejects with `CONFIG` when an address cannot be listened on. */
@@ -114,13 +123,24 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   let clientsTotal = 0;
   let clientsRefused = 0;
 
+  /** Clients that came before `serve()`. */
+  let held: { socket: net.Socket; address: ListenAddress; listener: number }[] | undefined =
+    options.held === true ? [] : undefined;
+
   function accept(accepted: net.Socket, address: ListenAddress, listener: number): void {
-    if (registry.size + (peers?.clientsElsewhere ?? 0) >= limits.clientsMax) {
+    const waiting = held?.length ?? 0;
+    if (registry.size + waiting + (peers?.clientsElsewhere ?? 0) >= limits.clientsMax) {
       clientsRefused += 1;
       accepted.on('error', () => undefined);
       accepted.end('-ERR max number of clients reached\r\n');
       return;
     }
+    if (held !== undefined) {
+      accepted.on('error', ignored);
+      held.push({ socket: accepted, address, listener });
+      return;
+    }
+    accepted.off('error', ignored);
     clientsTotal += 1;
     let session: Session | undefined;
     const receive = (buffer: Buffer, length: number): void => session?.receive(buffer, length);
@@ -174,10 +194,18 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     throw thrown;
   }
 
-  upstream.learn();
+  if (held === undefined) upstream.learn();
+
+  function serve(): void {
+    const waiting = held ?? [];
+    held = undefined;
+    upstream.learn();
+    for (const { socket, address, listener } of waiting) if (!socket.destroyed) accept(socket, address, listener);
+  }
 
   async function stop(drainMs = 2_000): Promise<void> {
     for (const server of servers) server.close();
+    for (const { socket } of held ?? []) socket.destroy();
     const deadline = Date.now() + drainMs;
     while (Date.now() < deadline && [...registry.all()].some((session) => session.busy)) {
       await new Promise((resolve) => setTimeout(resolve, 10));
@@ -189,6 +217,9 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   return {
     addresses,
     plans: context.plans,
+    serve,
+    admitNobody: () => upstream.known.admitted(undefined, 0),
+    admitsNobody: () => upstream.known.knows(undefined),
     status: () => ({
       ...counters,
       clients: registry.size,

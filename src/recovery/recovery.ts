@@ -15,10 +15,12 @@
  *
  * A look that began before a signal does not answer it: `look()` resolves after one that began later.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import type { KvAddress } from '../control-redis.ts';
+import { explainKvFailure, isKvAway, type KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 import { encodeFields } from '../ledger/encoding/entry-fields.ts';
+import { explainLedgerFailure } from '../ledger/explain-failure.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
@@ -28,7 +30,7 @@ import { learnLastIds, outdatedStreams, readKnownStreams } from './detect/known-
 import type { KnownStream } from './detect/verdict.ts';
 import { KvConnection } from './kv/connection.ts';
 import { presentEntries } from './kv/entries.ts';
-import { parseWitness, placeWitness, refuseForeignWitness, WITNESS_KEY } from './kv/epoch-key.ts';
+import { placeWitness, readWitness, refuseForeignWitness } from './kv/epoch-key.ts';
 import { withdrawEntry } from './kv/remove-entry.ts';
 import { parseServerIdentity, type ServerIdentity } from './kv/snapshot.ts';
 import { Leadership } from './leadership.ts';
@@ -49,6 +51,8 @@ export interface RecoveryOptions {
   readonly ledgered: StreamFilter;
   /** Closes the data plane's connections to any server but that of `runId`, or all of them. */
   readonly closeLanes?: (runId: string | undefined, cause: HoldfastError) => void;
+  /** Whether the KV store lets in clients that do not log in, as far as known. */
+  readonly admitsNobody?: () => boolean;
   /** Every how many milliseconds everything is compared and checkpoints are saved. */
   readonly lookIntervalMs?: number;
   readonly log: Logger;
@@ -86,6 +90,10 @@ const LOOK_INTERVAL_MS_MAX = 5_000;
 const HANGING_MS_MAX = 10_000;
 const LEAD_WITHOUT_KV_MS = 2_000;
 const DISCOVERY_MS_MAX = 1_000;
+/** Sidecars take note of their KV store at every look; looks are at most `LOOK_INTERVAL_MS_MAX` apart. */
+const SIGN_OF_LIFE_MS_MAX = LOOK_INTERVAL_MS_MAX + 1_000;
+const OTHER_KV_POLL_MS = 250;
+const OTHER_KV_MS_MAX = SIGN_OF_LIFE_MS_MAX + 2_000;
 
 export class Recovery {
   readonly ledgered: StreamFilter;
@@ -98,6 +106,7 @@ export class Recovery {
   readonly #address: KvAddress;
   readonly #lookIntervalMs: number;
   readonly #closeLanes: RecoveryOptions['closeLanes'];
+  readonly #admitsNobody: () => boolean;
   readonly #log: Logger;
   readonly #leadership: Leadership;
   readonly #reconciler = new Reconciler();
@@ -121,6 +130,7 @@ export class Recovery {
   /** `performance.now()` when the KV store was asked last what it is. */
   #identifiedAt = 0;
   #retry: NodeJS.Timeout | undefined;
+  #started = false;
   #stopped = false;
   /** By stream ID. */
   readonly #enteringOutage = new Map<number, Promise<boolean>>();
@@ -130,6 +140,8 @@ export class Recovery {
   #losses = 0;
   #lastLookMs = 0;
   #lastError: string | undefined;
+  /** What the ledger was told last of the KV store that was compared. */
+  #noted = '';
 
   constructor(options: RecoveryOptions) {
     this.ledger = options.ledger;
@@ -138,6 +150,7 @@ export class Recovery {
     this.#address = options.kv;
     this.#lookIntervalMs = options.lookIntervalMs ?? 1000;
     this.#closeLanes = options.closeLanes;
+    this.#admitsNobody = options.admitsNobody ?? (() => false);
     this.#log = options.log;
     this.#leadership = new Leadership(options.ledger, options.log);
     this.#discovery = new Discovery(options.ledger, options.ledgered);
@@ -168,22 +181,48 @@ export class Recovery {
     return this.#era;
   }
 
-  /** The first comparison. Rejects with CONFIG where the KV store cannot be reached or belongs to another ledger. */
+  /**
+   * The first comparison. Rejects with CONFIG where the KV store cannot be reached and the ledger has never known one, or where it belongs to
+   * another ledger, or this ledger to another KV store.
+   */
   async start(): Promise<void> {
     this.#unsubscribe.push(
       this.ledger.streams.onChange(() => this.gate.wake()),
       this.ledger.onNotice((notice) => this.#heard(notice)),
     );
+    this.#started = true;
     try {
       await this.#lookOnce();
     } catch (thrown) {
-      await this.stop();
-      if (thrown instanceof HoldfastError && thrown.code === 'CONFIG') throw thrown;
-      throw new HoldfastError('CONFIG', `kv.url: ${messageOf(thrown)}`, { cause: thrown });
+      if (!(await this.#mayStartWithout(thrown))) {
+        await this.stop();
+        throw this.#startFailure(thrown);
+      }
+      this.#lookFailed(thrown);
     }
     this.#mending.work();
     this.#schedule();
     this.#guard = setInterval(() => void this.#identify(), this.#lookIntervalMs);
+  }
+
+  /** A KV store that is away takes nothing from a ledger that knows it: this sidecar starts in an outage. */
+  async #mayStartWithout(thrown: unknown): Promise<boolean> {
+    if (!(thrown instanceof HoldfastError) || thrown.code !== 'KVDOWN' || !isKvAway(thrown.cause ?? thrown))
+      return false;
+    const last = await this.ledger.kv.lastCompared();
+    if (last === undefined) return false;
+    this.#log.warn({ reason: thrown.message }, 'starting without the KV store, the ledger accepts entries alone');
+    return true;
+  }
+
+  #startFailure(thrown: unknown): HoldfastError {
+    if (thrown instanceof HoldfastError) {
+      const text = thrown.code === 'KVDOWN' ? `kv.url: ${thrown.message}` : thrown.message;
+      return new HoldfastError('CONFIG', text, { cause: thrown });
+    }
+    const ofKv = thrown instanceof Error && thrown.name === 'ReplyError';
+    const text = ofKv ? `kv.url: ${explainKvFailure(this.#address, thrown)}` : explainLedgerFailure(thrown);
+    return new HoldfastError('CONFIG', text, { cause: thrown });
   }
 
   async stop(): Promise<void> {
@@ -249,7 +288,7 @@ export class Recovery {
 
   /** Looks, in a look that begins after this call. Resolves when it ended, whether it succeeded or not. */
   look(): Promise<void> {
-    if (this.#stopped) return Promise.resolve();
+    if (this.#stopped || !this.#started) return Promise.resolve();
     if (this.#looking === undefined) {
       this.#looking = this.#lookOnce()
         .catch((thrown: unknown) => this.#lookFailed(thrown))
@@ -444,6 +483,7 @@ export class Recovery {
     const identity = parseServerIdentity(String(await connection.command(0, ['INFO'])));
     if (identity.loading) throw new HoldfastError('KVDOWN', 'the KV store is loading');
     if (identity.role !== 'master') throw new HoldfastError('KVDOWN', 'the KV store is a replica');
+    if (this.#identity === undefined) await this.#refuseAnotherKv(identity);
     // Who cannot reach the KV store does not lead.
     const leads = await this.#leadership.renew();
     const before = this.#identity;
@@ -452,11 +492,10 @@ export class Recovery {
       this.#suspect();
       era = this.#era;
     }
-    refuseForeignWitness(parseWitness(await connection.command(0, ['GET', WITNESS_KEY])), this.ledger.identity);
+    refuseForeignWitness(await readWitness(connection), this.ledger.identity, before === undefined);
 
-    const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
+    const lookedAt = await this.ledger.kv.note(placeOf(this.#address), identity);
     const known = await readKnownStreams(this.ledger.pool, undefined);
-    const lookedAt = rows[0]!.now;
     // Notices make it sooner; that nothing is missed for long does not depend on them.
     await Promise.all(outdatedStreams(this.ledger.streams, known).map((id) => this.ledger.streams.refresh(id)));
     learnLastIds(this.ledger.streams, known);
@@ -467,6 +506,7 @@ export class Recovery {
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
     this.#identity = identity;
+    if (leads) await this.#noteCompared(identity);
     if (before !== undefined && before.runId !== identity.runId) {
       this.#closeLanes?.(identity.runId, new HoldfastError('KVDOWN', 'another server is the KV store now'));
     }
@@ -478,6 +518,28 @@ export class Recovery {
     if (this.gate.state !== 'open') this.#lastError = undefined;
     this.#become('open');
     this.#mending.work();
+  }
+
+  /**
+   * The ledger of a KV store that other sidecars compare is not the ledger of this one. Waits a little: after a restart of the KV store,
+   * or a failover, the others' rows still name the server of before. Rejects with CONFIG.
+   */
+  async #refuseAnotherKv(identity: ServerIdentity): Promise<void> {
+    const { kv } = this.ledger;
+    const until = performance.now() + OTHER_KV_MS_MAX;
+    for (;;) {
+      await kv.note(placeOf(this.#address), identity);
+      const other = await kv.other(SIGN_OF_LIFE_MS_MAX);
+      if (other === undefined) return;
+      if (performance.now() > until || this.#stopped) {
+        throw new HoldfastError(
+          'CONFIG',
+          `kv.url: ${placeOf(this.#address)} is not the KV store of this ledger: the sidecar ${other.name} serves ${other.address} with it ` +
+            '(another run_id and replication ID); give this sidecar a ledger.database of its own, or stop the others first',
+        );
+      }
+      await sleep(OTHER_KV_POLL_MS);
+    }
   }
 
   /** What the leader does with a good look. */
@@ -509,6 +571,14 @@ export class Recovery {
     let walked = await this.#discovery.step(connection);
     while (!walked && !this.#discovered && Date.now() < until) walked = await this.#discovery.step(connection);
     this.#discovered ||= walked;
+  }
+
+  async #noteCompared(identity: ServerIdentity): Promise<void> {
+    const admitsNobody = this.#admitsNobody();
+    const noted = `${identity.runId} ${identity.replicationId} ${admitsNobody} ${this.#leadership.epoch}`;
+    if (noted === this.#noted) return;
+    await this.ledger.kv.compared(this.#leadership.epoch, identity, admitsNobody);
+    this.#noted = noted;
   }
 
   async #lost(
@@ -550,6 +620,11 @@ export class Recovery {
     if (stream !== undefined) this.ledger.streams.moved(stream, Number(raised), mode, cause);
     return true;
   }
+}
+
+/** For messages. */
+function placeOf({ host = '127.0.0.1', port = 6379, path }: KvAddress): string {
+  return path ?? `${host}:${port}`;
 }
 
 /** Another process, or another data set in the same one. */

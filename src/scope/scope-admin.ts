@@ -3,7 +3,7 @@
  * It connects when it is first needed and again when it is needed after a loss.
  */
 import type { Redis } from 'ioredis';
-import { controlRedis, type KvAddress } from '../control-redis.ts';
+import { connectControl, controlRedis, explainKvFailure, type KvAddress } from '../control-redis.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
 
 export type AdminReply = Buffer | number | null | AdminReply[];
@@ -34,14 +34,13 @@ export function connectScopeAdmin(address: KvAddress): ScopeAdmin {
     redis.once('close', () => {
       if (current?.redis === redis) current = undefined;
     });
-    const ready = redis.connect().then(
+    const ready = connectControl(redis).then(
       () => {
         generation += 1;
       },
       (thrown: unknown) => {
-        redis.disconnect();
         if (current?.redis === redis) current = undefined;
-        throw new HoldfastError('KVDOWN', `the KV store cannot be reached: ${messageOf(thrown)}`);
+        throw new HoldfastError('KVDOWN', explainKvFailure(address, thrown), { cause: thrown });
       },
     );
     current = { redis, ready };

@@ -35,6 +35,12 @@ export async function temporaryDirectory(): Promise<string> {
   return directory;
 }
 
+/**
+ * The Postgres that belongs to the KV server started last: Redis 7 is tested with Postgres 15 where that is installed, as they
+ * ship together in RHEL 9 and Debian 12; Valkey 8 with the embedded Postgres. So every test on both KV servers is on both.
+ */
+let pairedPostgres = 'embedded';
+
 async function owned<T extends EmbeddedServer>(start: (dataDir: string) => Promise<T>): Promise<T> {
   const dataDir = await mkdtemp(join(tmpdir(), 'holdfast-test-'));
   let server: T | undefined;
@@ -49,10 +55,12 @@ async function owned<T extends EmbeddedServer>(start: (dataDir: string) => Promi
 export type TestKvOptions = Omit<KvServerOptions, 'dataDir' | 'kind'>;
 
 export function startRedis(options: TestKvOptions = {}): Promise<KvServer> {
+  pairedPostgres = postgres15 ?? 'embedded';
   return owned((dataDir) => startKvServer({ ...options, dataDir, kind: 'redis' }));
 }
 
 export function startValkey(options: TestKvOptions = {}): Promise<KvServer> {
+  pairedPostgres = 'embedded';
   return owned((dataDir) => startKvServer({ ...options, dataDir, kind: 'valkey' }));
 }
 
@@ -104,7 +112,7 @@ export interface TestDatabase {
 
 /** A fresh, empty database on a server that the whole test run shares. */
 export async function startTestPostgres(options: { version?: string } = {}): Promise<TestDatabase> {
-  const serverUrl = await askForSharedPostgres(options.version ?? 'embedded');
+  const serverUrl = await askForSharedPostgres(options.version ?? pairedPostgres);
   const name = `test_${randomBytes(6).toString('hex')}`;
   await runOn(serverUrl, `CREATE DATABASE ${name}`);
   const url = new URL(serverUrl);
@@ -116,5 +124,5 @@ export async function startTestPostgres(options: { version?: string } = {}): Pro
 
 /** A Postgres of the test's own, as durable as the product's: for tests that stop or kill it. */
 export function startOwnPostgres(options: Omit<PostgresOptions, 'dataDir'> = {}): Promise<EmbeddedServer> {
-  return owned((dataDir) => startPostgres({ ...options, dataDir }));
+  return owned((dataDir) => startPostgres({ version: pairedPostgres, ...options, dataDir }));
 }

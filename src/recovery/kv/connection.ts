@@ -3,8 +3,8 @@
  * commands on it fail, and whoever needs one opens another. Replies are RESP2 with bulk strings as Buffers.
  */
 import type { Redis } from 'ioredis';
-import { controlRedis, type KvAddress } from '../../control-redis.ts';
-import { HoldfastError, messageOf } from '../../errors.ts';
+import { connectControl, controlRedis, explainKvFailure, type KvAddress } from '../../control-redis.ts';
+import { HoldfastError } from '../../errors.ts';
 
 export type KvArgument = string | Buffer | number;
 /** What a RESP2 reply becomes; a member of EXEC that failed is an Error. */
@@ -28,10 +28,9 @@ export class KvConnection {
       commandTimeoutMs,
     });
     try {
-      await redis.connect();
+      await connectControl(redis);
     } catch (thrown) {
-      redis.disconnect();
-      throw new HoldfastError('KVDOWN', `the KV store cannot be reached: ${messageOf(thrown)}`, { cause: thrown });
+      throw new HoldfastError('KVDOWN', explainKvFailure(address, thrown), { cause: thrown });
     }
     return new KvConnection(redis);
   }

@@ -24,25 +24,56 @@ export function parseWitness(reply: KvReply): Witness | undefined {
   return match === null ? undefined : { ledger: match[1]!, epoch: Number(match[2]) };
 }
 
-/** Throws where the KV store belongs to another ledger: what is in it is not ours to compare. */
-export function refuseForeignWitness(witness: Witness | undefined, identity: string): void {
-  if (witness === undefined || witness.ledger === identity) return;
+/** `foreign`: the key holds what Holdfast never puts there. */
+export async function readWitness(connection: KvConnection): Promise<Witness | undefined | 'foreign'> {
+  let reply: KvReply;
+  try {
+    reply = await connection.command(0, ['GET', WITNESS_KEY]);
+  } catch (thrown) {
+    if (thrown instanceof Error && thrown.message.startsWith('WRONGTYPE')) return 'foreign';
+    throw thrown;
+  }
+  return reply === null ? undefined : (parseWitness(reply) ?? 'foreign');
+}
+
+/**
+ * Throws where the KV store belongs to another ledger: what is in it is not ours to compare. What is no witness at all is refused at the
+ * start; later somebody has written over the witness, which is put back.
+ */
+export function refuseForeignWitness(
+  witness: Witness | undefined | 'foreign',
+  identity: string,
+  starting: boolean,
+): void {
+  if (witness === undefined) return;
+  if (witness === 'foreign') {
+    if (!starting) return;
+    throw new HoldfastError(
+      'CONFIG',
+      `kv.url: the key ${WITNESS_KEY} of the KV store is Holdfast's own, and something else is in it; rename or delete it there`,
+    );
+  }
+  if (witness.ledger === identity) return;
   throw new HoldfastError(
     'CONFIG',
-    `kv.url: this KV store belongs to the ledger ${witness.ledger}, ledger.database is ${identity}; ` +
-      `use the database of that ledger, or delete the key ${WITNESS_KEY} to adopt the KV store as it is`,
+    `kv.url and ledger.database do not belong together: this KV store belongs to the ledger ${witness.ledger}, the database holds ` +
+      `${identity}; use the database of that ledger, or delete the key ${WITNESS_KEY} to adopt the KV store as it is`,
   );
+}
+
+function isWitness(read: Awaited<ReturnType<typeof readWitness>>): read is Witness {
+  return read !== undefined && read !== 'foreign';
 }
 
 /** Puts the witness of a leader of `epoch` in place, unless a later one's is there. Rejects where another one leads. */
 export async function placeWitness(ledger: Ledger, connection: KvConnection, epoch: number): Promise<void> {
   const ours = { ledger: ledger.identity, epoch };
-  const current = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
-  if (current !== undefined && current.epoch >= ours.epoch) return;
+  const current = await readWitness(connection);
+  if (isWitness(current) && current.epoch >= ours.epoch) return;
   await ledger.pool.query('SELECT holdfast.assert_leader($1)', [ours.epoch]);
   await connection.pipeline(0, [['WATCH', WITNESS_KEY]]);
-  const again = parseWitness(await connection.command(0, ['GET', WITNESS_KEY]));
-  if (again !== undefined && again.epoch >= ours.epoch) {
+  const again = await readWitness(connection);
+  if (isWitness(again) && again.epoch >= ours.epoch) {
     await connection.command(0, ['UNWATCH']);
     return;
   }

@@ -55,6 +55,8 @@ export function infoField(info: string, field: string): string | undefined {
 export interface ServerIdentity {
   readonly runId: string;
   readonly replicationId: string;
+  /** Of the primary that it followed before it became one itself; empty where it did not. */
+  readonly previousReplicationId: string;
   readonly role: string;
   readonly loading: boolean;
 }
@@ -63,6 +65,7 @@ export function parseServerIdentity(info: string): ServerIdentity {
   return {
     runId: infoField(info, 'run_id') ?? '',
     replicationId: infoField(info, 'master_replid') ?? '',
+    previousReplicationId: (infoField(info, 'master_replid2') ?? '').replace(/^0+$/, ''),
     role: infoField(info, 'role') ?? 'master',
     loading: infoField(info, 'loading') === '1',
   };
