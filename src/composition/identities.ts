@@ -28,10 +28,10 @@ export function prepareIdentities(
 
   async function read(next: Config): Promise<Identities> {
     const users = usersOf(next);
-    const scoped = [...users.values()].some((user) => user.scope !== undefined) || listenerScopes.some(Boolean);
+    const fenced = [...users.values()].some((user) => user.scope !== undefined || !user.may.includes('admin'));
     // Judged before anything is done at the KV store.
     createIdentities({ users, listenerScopes, upstream, fence: undefined });
-    if (scoped) fence ??= await buildFence(admin, log);
+    if (fenced || listenerScopes.some(Boolean)) fence ??= await buildFence(admin, log);
     return createIdentities({ users, listenerScopes, upstream, fence });
   }
 

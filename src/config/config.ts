@@ -185,7 +185,8 @@ const user = z
         'the known parts are {orgId}, {fleet}, {templateVersion}',
       )
       .optional(),
-    may: z.array(z.enum(['set-scope', 'admin'])).default([]),
+    /** Without any: reading and writing all keys of its scope, or of the KV store. */
+    may: z.array(z.enum(['set-scope', 'migrate', 'admin'])).default([]),
     /** Keys outside the scope that this user shares with others. */
     shared: z.array(z.string().min(1)).default([]),
   })
@@ -261,7 +262,7 @@ export interface ConfiguredUser {
   /** SHA-256 of the password, 64 lower-case hex digits. */
   readonly passwordHash: Secret;
   readonly scope: string | undefined;
-  readonly may: readonly ('set-scope' | 'admin')[];
+  readonly may: readonly ('set-scope' | 'migrate' | 'admin')[];
   readonly shared: readonly string[];
 }
 

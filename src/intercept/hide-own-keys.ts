@@ -4,12 +4,13 @@
  */
 import { LEASES_KEY, OWNERS_KEY, RELEASED_KEY } from '../cache/lease-scripts.ts';
 import type { Exchange, Interceptor } from '../interceptor.ts';
+import { OWN_KEY_START } from '../own-keys.ts';
 import { WITNESS_KEY } from '../recovery/kv/epoch-key.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
 import { SCRIPTS_KEY } from '../scope/lua/script-store.ts';
 
-const OWN_PREFIX = Buffer.from(WITNESS_KEY);
+const OWN_PREFIX = Buffer.from(OWN_KEY_START);
 const EXISTS_OWN = ['EXISTS', WITNESS_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY, SCRIPTS_KEY].map((word) =>
   Buffer.from(word),
 );
@@ -48,7 +49,7 @@ export function isOwnPush(frame: Buffer): boolean {
   const channel = items.at(-2)?.bytes.toString() ?? '';
   if (payload?.items !== undefined) return channel.includes('invalidate') && payload.items.every(isOwn);
   if (payload === undefined || !channel.startsWith('__key')) return false;
-  return channel.startsWith('__keyevent@') ? isOwn(payload) : channel.includes(`:${WITNESS_KEY}`);
+  return channel.startsWith('__keyevent@') ? isOwn(payload) : channel.includes(`:${OWN_KEY_START}`);
 }
 
 function isOwn(key: Reply): boolean {

@@ -76,6 +76,7 @@ function confineOrThrow(
     throw refused(command, args);
   }
   const { name } = command!;
+  requireMigrate(session, command!);
   if (situation === 'subscribed' && !WHILE_SUBSCRIBED.has(name)) {
     throw new HoldfastError(
       'ERR',
@@ -87,6 +88,11 @@ function confineOrThrow(
   }
   if (name === 'client|tracking' && situation === 'plain') return confineTracking(session, args);
   return name === 'holdfast|with' ? confineWith(session, args) : undefined;
+}
+
+/** MIGRATE has the KV store connect to any host, wait for it as long as the client says, and send it real names of keys. */
+function requireMigrate({ identity }: ScopedSession, { name }: CommandEntry): void {
+  if (name === 'migrate' && !identity.mayMigrate) throw notPermitted("'MIGRATE' needs a user with may: [migrate]");
 }
 
 /** Sent by the proxy itself, which keeps it for the session's next connection. */
@@ -113,6 +119,7 @@ function confineWith(session: ScopedSession, args: readonly Buffer[]): Confineme
   }
   const rule = scopeRule(command);
   if (rule.kind === 'refused') throw refused(command, inner);
+  requireMigrate(session, command!);
   const stays = rule.kind === 'plain' || (rule.kind === 'found' && rule.finder === 'tracking');
   if (stays || (rule.kind === 'special' && rule.special === 'subscribe')) {
     throw new HoldfastError('ERR', 'HOLDFAST WITH is for single commands on keys and channels');

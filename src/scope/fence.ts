@@ -1,6 +1,7 @@
 /**
  * The second fence around scopes: a user of the KV store's own ACL for each identity, limited to the keys and channels of
  * its scopes and to the commands that Holdfast sends for it. A name that the scope table misses is refused by the server.
+ * A user of the configuration without a scope has such a user too, for all keys, that does not administer the server.
  *
  *   needed ──▶ ACL SETUSER ──▶ there ──▶ lanes log in
  *     ▲                          │
@@ -27,8 +28,13 @@ export interface FenceCredentials {
 }
 
 export interface Fence {
-  /** The user for everything that `pattern` (a glob without its last `*`) begins, and for the shared keys. */
-  credentials(name: string, pattern: Buffer, shared: readonly string[]): FenceCredentials;
+  /**
+   * The user for everything that `pattern` (a glob without its last `*`) begins, and for the shared keys. `more`: commands
+   * besides those that every scope has.
+   */
+  credentials(name: string, pattern: Buffer, shared: readonly string[], more?: readonly string[]): FenceCredentials;
+  /** The user for all keys, without what administers the server. `more` as above. */
+  unscopedCredentials(name: string, more: readonly string[]): FenceCredentials;
   /** Removes this run's users. Their connections end. */
   close(): Promise<void>;
 }
@@ -41,6 +47,7 @@ const DEBUG_ALLOWED = ['debug|object', 'debug|digest-value'];
 /** What Holdfast sends in place of commands that it carries out itself. */
 const SENT_INSTEAD = ['keys', 'scan', 'unlink', 'eval', 'select', 'exists', 'ping'];
 const NEVER_SENT = new Set([
+  'migrate',
   'flushdb',
   'flushall',
   'dbsize',
@@ -51,6 +58,17 @@ const NEVER_SENT = new Set([
   'client|list',
   'client|kill',
 ]);
+
+/**
+ * What a user without a scope may do: everything but what the servers themselves call administration, or dangerous for
+ * another reason than that it reads or empties the whole keyspace, which such a user has.
+ */
+const UNSCOPED_COMMANDS = [
+  ...['+@all', '-@admin', '-@dangerous'],
+  ...'info keys sort sort_ro restore flushdb flushall role lastsave client|list client|unblock'
+    .split(' ')
+    .map((name) => `+${name}`),
+];
 
 function allowedCommands(): string[] {
   const allowed = new Set(SENT_INSTEAD);
@@ -64,16 +82,17 @@ function allowedCommands(): string[] {
 /** Gives `undefined` where the upstream user may not manage users: there is no fence then. Rejects with KVDOWN. */
 export async function buildFence(admin: ScopeAdmin, log: Logger): Promise<Fence | undefined> {
   const run = randomBytes(4).toString('hex');
-  const users = new Map<string, { secret: string; rules: (string | Buffer)[] }>();
+  const users = new Map<string, { secret: string; scoped: boolean; rules: (string | Buffer)[] }>();
   /** Users that are there, as far as known, on the connection of this generation. */
   let made = new Map<string, Promise<void>>();
   let madeIn = -1;
   let commands = allowedCommands();
 
-  async function setUser(name: string, rules: readonly (string | Buffer)[]): Promise<void> {
+  async function setUser(name: string, rules: readonly (string | Buffer)[], scoped: boolean): Promise<void> {
     for (let attempt = 0; ; attempt += 1) {
+      const granted = scoped ? commands.map((command) => `+${command}`) : UNSCOPED_COMMANDS;
       try {
-        await admin.command(['ACL', 'SETUSER', name, 'reset', ...commands.map((command) => `+${command}`), ...rules]);
+        await admin.command(['ACL', 'SETUSER', name, 'reset', ...granted, ...rules]);
         return;
       } catch (thrown) {
         const unknown = UNKNOWN_MODIFIER.exec(messageOf(thrown))?.[1];
@@ -85,14 +104,14 @@ export async function buildFence(admin: ScopeAdmin, log: Logger): Promise<Fence 
   }
 
   try {
-    await setUser(`holdfast-${run}-${'0'.repeat(12)}`, []);
+    await setUser(`holdfast-${run}-${'0'.repeat(12)}`, [], true);
     await admin.command(['ACL', 'DELUSER', `holdfast-${run}-${'0'.repeat(12)}`]);
     await removeStaleUsers();
   } catch (thrown) {
     if (thrown instanceof HoldfastError) throw thrown;
     log.warn(
       { reason: messageOf(thrown) },
-      'scopes have no second fence: the upstream user may not manage ACL users; scripts are refused in scopes',
+      'the upstream user may not manage ACL users: scopes have no second fence, scripts are refused in them, and users without a scope may do all that the upstream user may',
     );
     return undefined;
   }
@@ -113,8 +132,8 @@ export async function buildFence(admin: ScopeAdmin, log: Logger): Promise<Fence 
     if (refused) made.delete(name);
     let making = made.get(name);
     if (making === undefined) {
-      const { secret, rules } = users.get(name)!;
-      making = setUser(name, ['on', `#${secret}`, ...rules]).then(() => {
+      const { secret, scoped, rules } = users.get(name)!;
+      making = setUser(name, ['on', `#${secret}`, ...rules], scoped).then(() => {
         // The first command may have opened the connection.
         madeIn = admin.generation;
       });
@@ -125,31 +144,37 @@ export async function buildFence(admin: ScopeAdmin, log: Logger): Promise<Fence 
     return making;
   }
 
+  /** `text` is all that decides what the user may do. */
+  function issue(text: readonly string[], scoped: boolean, rules: (string | Buffer)[]): FenceCredentials {
+    const username = `holdfast-${run}-${sha1(JSON.stringify(text)).slice(0, 12)}`;
+    const password = randomBytes(32).toString('hex');
+    users.set(username, { secret: createHash('sha256').update(password).digest('hex'), scoped, rules });
+    return { username, password: Buffer.from(password), prepare: (refused) => prepare(username, refused) };
+  }
+
+  const also = (more: readonly string[]): string[] => more.map((command) => `+${command}`);
+
   return {
-    credentials(name, pattern, shared) {
+    unscopedCredentials: (name, more) => issue(['unscoped', name, ...more], false, [...also(more), '~*', '&*']),
+    credentials(name, pattern, shared, more = []) {
       const own = Buffer.concat([pattern, Buffer.from('*')]);
       const keys = [own, ...shared.map((key) => escapeGlob(Buffer.from(key)))];
       const text = keys.map((key) => key.toString('latin1'));
-      const username = `holdfast-${run}-${sha1(JSON.stringify([name, ...text])).slice(0, 12)}`;
       const rule = (start: string, key: Buffer): Buffer => Buffer.concat([Buffer.from(start), key]);
-      const password = randomBytes(32).toString('hex');
-      users.set(username, {
-        secret: createHash('sha256').update(password).digest('hex'),
-        rules: [
-          ...keys.map((key) => rule('~', key)),
-          rule('&', own),
-          ...keys.map((key) => rule('&__keyspace@*__:', key)),
-          '&__keyevent@*__:*',
-          '&__redis__:invalidate',
-          // SORT BY and GET are refused to users that may not read every key; what they read is prefixed by Holdfast.
-          Buffer.concat([
-            Buffer.from('(+sort +sort_ro %R~* '),
-            ...keys.flatMap((key) => [Buffer.from('%W~'), key, Buffer.from(' ')]),
-            Buffer.from(')'),
-          ]),
-        ],
-      });
-      return { username, password: Buffer.from(password), prepare: (refused) => prepare(username, refused) };
+      return issue([name, ...text, ...more], true, [
+        ...also(more),
+        ...keys.map((key) => rule('~', key)),
+        rule('&', own),
+        ...keys.map((key) => rule('&__keyspace@*__:', key)),
+        '&__keyevent@*__:*',
+        '&__redis__:invalidate',
+        // SORT BY and GET are refused to users that may not read every key; what they read is prefixed by Holdfast.
+        Buffer.concat([
+          Buffer.from('(+sort +sort_ro %R~* '),
+          ...keys.flatMap((key) => [Buffer.from('%W~'), key, Buffer.from(' ')]),
+          Buffer.from(')'),
+        ]),
+      ]);
     },
     async close() {
       if (users.size === 0) return;

@@ -14,12 +14,18 @@ import { createScope, escapeGlob } from './scope.ts';
 import { parseScopeTemplate } from './scope-template.ts';
 import { type ScopedIdentity, ScopedSession } from './scoped-session.ts';
 
+/**
+ * What a user may do besides reading and writing its keys: choose its scope; have keys sent to another server; administer
+ * Holdfast and the KV store (of users without a scope).
+ */
+export type Permission = 'set-scope' | 'migrate' | 'admin';
+
 export interface IdentityUser {
   /** SHA-256 of the password, 64 lower-case hex digits. */
   readonly passwordHash: string;
   /** A prefix or a template; `undefined` for a user without a scope. */
   readonly scope: string | undefined;
-  readonly may: readonly ('set-scope' | 'admin')[];
+  readonly may: readonly Permission[];
   readonly shared: readonly string[];
 }
 
@@ -27,7 +33,7 @@ export interface IdentitySettings {
   readonly users: ReadonlyMap<string, IdentityUser>;
   /** By index of the proxy's listeners: the scope of everything that comes through it. */
   readonly listenerScopes: readonly (string | undefined)[];
-  /** What lanes log in with where there is no fence, and those of users without a scope. */
+  /** What lanes log in with where there is no fence, and those of administrators. */
   readonly upstream: { readonly username: string | undefined; readonly password: Buffer } | undefined;
   readonly fence: Fence | undefined;
 }
@@ -57,9 +63,10 @@ export interface Identities {
 /** Throws `CONFIG` where scopes are malformed, or one identity could reach into another's. */
 export function createIdentities({ users, listenerScopes, upstream, fence }: IdentitySettings): Identities {
   const scoped = new Map<string, ScopedIdentity>();
+  const unscoped = new Map<string, IssuedIdentity>();
   for (const [name, user] of users) {
-    if (user.scope !== undefined)
-      scoped.set(name, identityOf(`users.${name}`, name, user.scope, user, upstream, fence));
+    if (user.scope === undefined) unscoped.set(name, unscopedIdentity(name, user, upstream, fence));
+    else scoped.set(name, identityOf(`users.${name}`, name, user.scope, user, upstream, fence));
   }
   const listeners = listenerScopes.map((scope) =>
     scope === undefined
@@ -80,18 +87,33 @@ export function createIdentities({ users, listenerScopes, upstream, fence }: Ide
       const hash = createHash('sha256').update(password).digest();
       if (!timingSafeEqual(hash, Buffer.from(user.passwordHash, 'hex'))) return 'refused';
       const identity = scoped.get(name);
-      if (identity !== undefined) return issue(identity);
-      const administers = user.may.includes('admin');
-      return {
-        user: name,
-        administers,
-        scope: undefined,
-        credentials: upstream,
-        keyPrefix: undefined,
-        scopeName: undefined,
-      };
+      return identity === undefined ? unscoped.get(name)! : issue(identity);
     },
   };
+}
+
+/** Of a user without a scope: all its sessions have the same. */
+function unscopedIdentity(
+  name: string,
+  { may }: IdentityUser,
+  upstream: IdentitySettings['upstream'],
+  fence: Fence | undefined,
+): IssuedIdentity {
+  const administers = may.includes('admin');
+  const credentials = administers ? undefined : fence?.unscopedCredentials(name, commandsOf(may));
+  return {
+    user: name,
+    administers,
+    scope: undefined,
+    credentials: credentials ?? upstream,
+    keyPrefix: undefined,
+    scopeName: undefined,
+  };
+}
+
+/** Commands of the KV store that a permission is for. */
+function commandsOf(may: readonly Permission[]): readonly string[] {
+  return may.includes('migrate') ? ['migrate'] : [];
 }
 
 function identityOf(
@@ -114,9 +136,10 @@ function identityOf(
       shared,
       scope: template ?? scope,
       maySetScope: may.includes('set-scope'),
+      mayMigrate: may.includes('migrate'),
       listening: listeningPatterns(pattern),
       fenced: fence !== undefined,
-      credentials: fence?.credentials(setting, pattern, shared) ?? upstream,
+      credentials: fence?.credentials(setting, pattern, shared, commandsOf(may)) ?? upstream,
     };
   } catch (thrown) {
     if (thrown instanceof HoldfastError) throw new HoldfastError('CONFIG', `${setting}: ${thrown.message}`);
@@ -127,8 +150,7 @@ function identityOf(
 /** Whether keys of a scope of `inner` can lie in a scope of `outer` that is not the same scope. */
 function reachesInto(outer: ScopedIdentity['scope'], inner: ScopedIdentity['scope']): boolean {
   if (typeof outer === 'string') {
-    const start = typeof inner === 'string' ? inner : inner.prefixOf([]);
-    return start.startsWith(outer) && inner !== outer;
+    return typeof inner === 'string' ? inner.startsWith(outer) && inner !== outer : inner.canGoOnFrom(outer);
   }
   // A fixed scope may be one of a template's; what begins with one and goes on lies inside it.
   if (typeof inner === 'string') return outer.beginsWithScope(inner);
@@ -142,9 +164,9 @@ function requireApart(identities: readonly ScopedIdentity[]): void {
       if (reachesInto(outer.scope, inner.scope)) {
         throw new HoldfastError('CONFIG', `${inner.owner}: its scope lies inside that of ${outer.owner}`);
       }
-      const start = typeof inner.scope === 'string' ? inner.scope : inner.scope.prefixOf([]);
+      const { scope } = inner;
       for (const key of outer.shared) {
-        if (key.startsWith(start)) {
+        if (typeof scope === 'string' ? key.startsWith(scope) : scope.holds(key)) {
           throw new HoldfastError(
             'CONFIG',
             `${outer.owner}: the shared key "${key}" lies in the scope of ${inner.owner}`,

@@ -40,6 +40,8 @@ export function rewriteReply(scope: Scope, shape: ReplyShape, frame: Buffer, req
       return rewriteTrackingInfo(scope, reply);
     case 'info':
       return rewriteInfo(reply);
+    case 'role':
+      return rewriteRole(reply);
   }
 }
 
@@ -99,22 +101,41 @@ function rewriteTrackingInfo(scope: Scope, reply: Reply): Buffer {
   return aggregate(reply.type === '%' ? '%' : '*', items);
 }
 
-/** Sections and lines of INFO that count the keys and channels of everybody. */
-const WIDE_SECTIONS = new Set(['# Keyspace', '# Holdfast']);
-const WIDE_LINE = /^(db\d+:|expired_|evicted_|keyspace_|pubsub|tracking_total_)/;
+/**
+ * What of INFO a scoped client may see: what the server is and how it is set up. Everything else counts or names what
+ * others do (errorstats has the error texts of their scripts), and what newer servers and modules add may too.
+ */
+const INFO_SECTIONS = new Set(
+  ['Server', 'Clients', 'Memory', 'Persistence', 'Stats', 'Replication', 'CPU', 'Modules', 'Errorstats']
+    .concat('Commandstats', 'Latencystats', 'Cluster', 'Keyspace', 'Holdfast')
+    .map((name) => `# ${name}`),
+);
+const INFO_FIELDS = new Set(
+  (
+    'redis_version redis_git_sha1 redis_git_dirty redis_build_id redis_mode server_name server_mode valkey_version ' +
+    'valkey_release_stage os arch_bits monotonic_clock multiplexing_api atomicvar_api gcc_version run_id tcp_port ' +
+    'server_time_usec uptime_in_seconds uptime_in_days hz configured_hz maxclients maxmemory maxmemory_human ' +
+    'maxmemory_policy mem_allocator loading async_loading aof_enabled role master_link_status cluster_enabled'
+  ).split(' '),
+);
 
 function rewriteInfo(reply: Reply): Buffer {
   const verbatim = reply.type === '=';
   const text = reply.bytes.toString('latin1', verbatim ? 4 : 0);
-  const kept: string[] = [];
-  let hidden = false;
-  for (const line of text.split('\r\n')) {
-    if (line.startsWith('# ')) {
-      hidden = WIDE_SECTIONS.has(line);
-      kept.push(line);
-    } else if (line === '' || !(hidden || WIDE_LINE.test(line))) kept.push(line);
-  }
+  const kept = text.split('\r\n').filter((line) => {
+    if (line === '' || line.startsWith('# ')) return line === '' || INFO_SECTIONS.has(line);
+    return INFO_FIELDS.has(line.slice(0, Math.max(0, line.indexOf(':'))));
+  });
   return encode.text(verbatim ? 3 : 2, kept.join('\r\n'));
+}
+
+/** `master`, as of a server without replicas and before its first write; of a replica the state of its link. */
+function rewriteRole(reply: Reply): Buffer {
+  const [role, , , state] = reply.items ?? [];
+  if (role?.bytes.toString() === 'master') return aggregate('*', [role.raw, encode.integer(0), aggregate('*', [])]);
+  if (role?.bytes.toString() !== 'slave' || state === undefined)
+    return aggregate('*', role === undefined ? [] : [role.raw]);
+  return aggregate('*', [role.raw, encode.bulk(''), encode.integer(0), state.raw, encode.integer(0)]);
 }
 
 /**

@@ -29,8 +29,10 @@ export type ReplyShape =
   | 'channel-counts'
   /** CLIENT TRACKINGINFO: a map with the tracked prefixes in it. */
   | 'tracking-info'
-  /** INFO: text with figures of the whole keyspace in it. */
-  | 'info';
+  /** INFO: text with figures of what everybody does in it. */
+  | 'info'
+  /** ROLE: with an offset that counts what everybody writes, and the addresses of replicas. */
+  | 'role';
 
 /** Commands whose names stand where no key spec says, and what finds them (request.ts). */
 export type Finder =
@@ -96,7 +98,7 @@ const PLAIN: readonly (readonly [names: string, remark: string])[] = [
   ['client|id client|getname client|setname client|setinfo client|info client|reply client|caching', SESSION],
   ['client|no-touch client|capa client|getredir client|help', SESSION],
   ['client|list client|kill client|unblock', 'clients of the same scope only'],
-  ['ping echo time lastsave lolwut role wait waitaof', HARMLESS],
+  ['ping echo time lastsave lolwut wait waitaof', HARMLESS],
   ['command command|count command|docs command|help command|info command|list', HARMLESS],
   ['command|getkeys command|getkeysandflags', 'speaks of its arguments only: nothing is prefixed'],
   ['object|help xgroup|help xinfo|help memory|help pubsub|help function|help script|help acl|help', HARMLESS],
@@ -124,7 +126,11 @@ const FOUND: Readonly<Record<string, readonly [finder: Finder, reply: ReplyShape
   georadiusbymember: ['georadiusbymember', 'none', 'key, STORE and STOREDIST'],
   xread: ['xread', 'streams', 'what follows the option STREAMS'],
   xreadgroup: ['xread', 'streams', 'what follows the option STREAMS'],
-  migrate: ['migrate', 'none', 'key or KEYS; arrives at the target with the prefix'],
+  migrate: [
+    'migrate',
+    'none',
+    'for users with may: [migrate]; key or KEYS, which arrive at the target with the prefix',
+  ],
   debug: ['debug', 'none', 'OBJECT and DIGEST-VALUE only'],
   keys: ['keys', 'keys', 'pattern inside the scope'],
   scan: ['scan', 'scan', 'MATCH inside the scope; pages may be empty'],
@@ -213,7 +219,8 @@ function decide(entry: CommandEntry): ScopeRule {
   const plain = listed(PLAIN, name);
   if (plain !== undefined) return { kind: 'plain', reply: 'none', remark: plain };
   if (name === 'client|trackinginfo') return { kind: 'plain', reply: 'tracking-info', remark: 'prefixes of the scope' };
-  if (name === 'info') return { kind: 'plain', reply: 'info', remark: 'without figures of the whole keyspace' };
+  if (name === 'info') return { kind: 'plain', reply: 'info', remark: 'what tells nothing of others' };
+  if (name === 'role') return { kind: 'plain', reply: 'role', remark: 'without offsets and addresses' };
   const refused = listed(REFUSED, name);
   if (refused !== undefined) return { kind: 'refused', remark: refused };
   if (places !== undefined && entry.keySpecs.length > 0) {

@@ -20,8 +20,12 @@ export interface ScopeTemplate {
   prefixOf(values: readonly string[]): string;
   /** A glob pattern for everything in any scope of the template, without a last `*`. */
   readonly pattern: Buffer;
-  /** Whether `prefix` is one of the template's scopes with something behind it. */
-  beginsWithScope(prefix: string): boolean;
+  /** Whether a key of this name would lie in one of the template's scopes. */
+  holds(key: string): boolean;
+  /** Whether `name` is one of the template's scopes with something behind it. */
+  beginsWithScope(name: string): boolean;
+  /** Whether `start` with something behind it can be one of the template's scopes. */
+  canGoOnFrom(start: string): boolean;
 }
 
 /** Scopes of cached Flight Control data. */
@@ -38,13 +42,16 @@ export function parseScopeTemplate(text: string): ScopeTemplate {
     }
   }
   const parts = PART_NAMES.filter((name) => used.includes(name));
-  const scopeStart = new RegExp(
-    `^${pieces.map((piece, at) => (at % 2 === 0 ? escapeRegExp(piece) : PART_TEXT)).join('')}[^]`,
-  );
+  const scope = pieces.map((piece, at) => (at % 2 === 0 ? escapeRegExp(piece) : PART_TEXT)).join('');
+  const scopeStart = new RegExp(`^${scope}`);
+  const beyondScope = new RegExp(`^${scope}[^]`);
+  const unfinished = new RegExp(`^(?:${unfinishedPattern(pieces)})$`);
   return {
     text,
     parts,
-    beginsWithScope: (prefix) => scopeStart.test(prefix),
+    holds: (key) => scopeStart.test(key),
+    beginsWithScope: (name) => beyondScope.test(name),
+    canGoOnFrom: (start) => unfinished.test(start),
     prefixOf(values) {
       if (values.length > parts.length) {
         throw new HoldfastError('ERR', `this scope has ${parts.length} parts: ${parts.join(' ')}`);
@@ -73,6 +80,13 @@ export function parseScopeTemplate(text: string): ScopeTemplate {
       pieces.map((piece, at) => (at % 2 === 0 ? escapeGlob(Buffer.from(piece)) : Buffer.from('*'))),
     ),
   };
+}
+
+/** Matches whatever is the beginning of a scope, but no whole one. */
+function unfinishedPattern(pieces: readonly string[]): string {
+  const steps = pieces.flatMap((piece, at) => (at % 2 === 0 ? [...piece].map(escapeRegExp) : [PART_TEXT]));
+  // From the last one on: nothing yet, or this step and what can follow.
+  return steps.reduceRight((rest, step) => (rest === '' ? '(?:)' : `(?:|${step}${rest})`), '');
 }
 
 function escapeRegExp(text: string): string {

@@ -9,6 +9,7 @@
  * shared keys; an empty prefix does not exist.
  */
 import { HoldfastError } from '../errors.ts';
+import { OWN_KEY_START } from '../own-keys.ts';
 
 export interface Scope {
   readonly prefix: Buffer;
@@ -25,10 +26,8 @@ export interface Scope {
   readonly chosen: boolean;
 }
 
-/** Keys that only Holdfast itself may touch. No scope may reach them. */
-const RESERVED_KEYS = ['holdfast:epoch'];
-/** Channel names that the KV store itself publishes on. */
-const RESERVED_CHANNEL_STARTS = ['__keyspace@', '__keyevent@', '__redis__:'];
+/** What begins so is Holdfast's own, or a channel that the KV store itself publishes on. No scope may reach it. */
+const RESERVED_STARTS = [OWN_KEY_START, '__keyspace@', '__keyevent@', '__redis__:'];
 
 /**
  * `prefix` and `shared` are UTF-8 text. Throws `CONFIG` where a prefix is empty, has blanks or control characters (the
@@ -39,8 +38,8 @@ export function createScope(prefix: string, shared: readonly string[] = []): Sco
   if (Buffer.from(prefix).some((byte) => byte <= 32 || byte === 127)) {
     throw new HoldfastError('CONFIG', `the scope prefix "${prefix}" has blanks or control characters`);
   }
-  for (const name of [...RESERVED_KEYS, ...RESERVED_CHANNEL_STARTS]) {
-    if (name.startsWith(prefix) || (prefix.startsWith(name) && !RESERVED_KEYS.includes(name))) {
+  for (const name of RESERVED_STARTS) {
+    if (name.startsWith(prefix) || prefix.startsWith(name)) {
       throw new HoldfastError('CONFIG', `the scope prefix "${prefix}" would reach the reserved name ${name}`);
     }
   }
@@ -48,7 +47,7 @@ export function createScope(prefix: string, shared: readonly string[] = []): Sco
     if (key.startsWith(prefix)) {
       throw new HoldfastError('CONFIG', `the shared key "${key}" lies inside the scope "${prefix}"`);
     }
-    if (RESERVED_KEYS.includes(key)) throw new HoldfastError('CONFIG', `the key "${key}" cannot be shared`);
+    if (key.startsWith(OWN_KEY_START)) throw new HoldfastError('CONFIG', `the key "${key}" cannot be shared`);
   }
   return build(Buffer.from(prefix), shared, true);
 }

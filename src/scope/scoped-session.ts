@@ -19,6 +19,8 @@ export interface ScopedIdentity {
   readonly scope: string | ScopeTemplate;
   /** Whether its sessions may choose their scope. */
   readonly maySetScope: boolean;
+  /** Whether they may have the KV store send keys to another server. */
+  readonly mayMigrate: boolean;
   readonly listening: ListeningPatterns;
   /** Scripts are for identities behind a second fence only. */
   readonly fenced: boolean;

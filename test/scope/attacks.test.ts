@@ -5,7 +5,12 @@ import { until } from '../proxy/through-proxy.ts';
 import { startKv } from '../support/servers.ts';
 import { type Ask, asking, plain, type ScopedProxy, startScopedProxy } from './scoped-proxy.ts';
 
-const USERS = { a: { scope: 'a:' }, b: { scope: 'b:' }, star: { scope: '*:' }, class: { scope: '[ab]:' } };
+const USERS = {
+  a: { scope: 'a:', may: ['migrate'] as const },
+  b: { scope: 'b:' },
+  star: { scope: '*:' },
+  class: { scope: '[ab]:' },
+};
 const extraArgs = ['--enable-debug-command', 'yes'];
 const kvs = { redis: await startKv('redis', { extraArgs }), valkey: await startKv('valkey', { extraArgs }) };
 const proxies: Record<string, ScopedProxy> = {

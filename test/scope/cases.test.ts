@@ -5,7 +5,7 @@ import { startKv } from '../support/servers.ts';
 import { type Ask, asking, plain, type ScopedProxy, startScopedProxy } from './scoped-proxy.ts';
 
 const USERS = {
-  a: { scope: 'a:' },
+  a: { scope: 'a:', may: ['migrate'] as const },
   b: { scope: 'b:' },
   'a*': { scope: 'a*:' },
   'a?b': { scope: '[a-c]\\?b:' },

@@ -38,25 +38,29 @@ export interface ScopedProxy {
 }
 
 export interface ScopedProxyOptions {
-  readonly users: Readonly<Record<string, Partial<IdentityUser> & { readonly scope: string }>>;
+  readonly users: Readonly<Record<string, Partial<IdentityUser>>>;
   /** `open`: behind a user that may do everything, so that nothing but Holdfast keeps scopes apart. */
   readonly fence?: 'closed' | 'open' | 'none';
   readonly interceptors?: readonly Interceptor[];
   readonly ledgered?: LedgeredStreams;
   readonly proxy?: Partial<ProxyOptions>;
+  /** Of the KV store's default user. */
+  readonly kvPassword?: string;
   /** By listener: the scope of all that comes through it. One without a scope by default. */
   readonly listenerScopes?: readonly (string | undefined)[];
 }
 
 function openFence(admin: ScopeAdmin): Fence {
+  const credentials = () => ({
+    username: 'open',
+    password: Buffer.from('open'),
+    prepare: async () => {
+      await admin.command(['ACL', 'SETUSER', 'open', 'on', '>open', '~*', '&*', '+@all']);
+    },
+  });
   return {
-    credentials: () => ({
-      username: 'open',
-      password: Buffer.from('open'),
-      prepare: async () => {
-        await admin.command(['ACL', 'SETUSER', 'open', 'on', '>open', '~*', '&*', '+@all']);
-      },
-    }),
+    credentials,
+    unscopedCredentials: credentials,
     close: async () => undefined,
   };
 }
@@ -64,8 +68,8 @@ function openFence(admin: ScopeAdmin): Fence {
 /** Users have their name as password. */
 export async function startScopedProxy(kvPort: number, options: ScopedProxyOptions): Promise<ScopedProxy> {
   const { users, fence: kind = 'closed', interceptors = [], ledgered = () => [], proxy = {} } = options;
-  const { listenerScopes = [undefined] } = options;
-  const admin = connectScopeAdmin({ port: kvPort });
+  const { listenerScopes = [undefined], kvPassword: password } = options;
+  const admin = connectScopeAdmin({ port: kvPort, ...(password === undefined ? {} : { password }) });
   cleanups.push(() => admin.close());
   const fence = kind === 'closed' ? await buildFence(admin, silent) : kind === 'open' ? openFence(admin) : undefined;
   cleanups.push(() => fence?.close());
@@ -73,11 +77,17 @@ export async function startScopedProxy(kvPort: number, options: ScopedProxyOptio
     users: new Map(
       Object.entries(users).map(([name, user]) => [
         name,
-        { passwordHash: createHash('sha256').update(name).digest('hex'), may: [], shared: [], ...user },
+        {
+          passwordHash: createHash('sha256').update(name).digest('hex'),
+          scope: undefined,
+          may: [],
+          shared: [],
+          ...user,
+        },
       ]),
     ),
     listenerScopes,
-    upstream: undefined,
+    upstream: password === undefined ? undefined : { username: undefined, password: Buffer.from(password) },
     fence,
   });
   const { port, proxy: running } = await front(kvPort, {

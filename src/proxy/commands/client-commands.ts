@@ -62,10 +62,10 @@ export function answerSessionCommand(session: Session, request: Request): void {
 
 /**
  * Has the server judge a request (arguments, permissions; it counts it too), and answers it in the server's place when
- * nothing was wrong with it. Holdfast's own users are not the server's to judge.
+ * nothing was wrong with it. A session in a scope is Holdfast's to judge.
  */
 function withConsent(session: Session, args: readonly (Buffer | string)[], reply: () => Buffer): void {
-  if (session.identity !== undefined || session.admittedOffline) {
+  if (session.scope !== undefined || session.admittedOffline) {
     session.answer(reply());
     return;
   }
@@ -86,7 +86,7 @@ function judgedFirst(
 ): void {
   exclusively(session, async () => {
     const judged =
-      args === undefined || session.identity !== undefined || session.admittedOffline
+      args === undefined || session.scope !== undefined || session.admittedOffline
         ? undefined
         : await ask(session, 0, args, false);
     if (judged?.[0] === MINUS) session.answer(judged);

@@ -96,6 +96,8 @@ async function confinedAuth(
 
 /** Changes what decides the session's lanes, and leaves the lane it is on. A pinned one is set up again elsewhere. */
 function changeLanes(session: Session, change: () => void): void {
+  // The connection that watches for it goes: the next EXEC must fail as if a key had changed.
+  if (session.pins & Pin.watch) session.watchLost = true;
   if (session.dedicated) leaveDedicated(session);
   session.lane = undefined;
   change();

@@ -5,9 +5,10 @@
  */
 import { HoldfastError } from '../../errors.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
+import { OWN_KEY_START } from '../../own-keys.ts';
 import { isOutOfMemory, type KvConnection, type KvReply } from './connection.ts';
 
-export const WITNESS_KEY = 'holdfast:epoch';
+export const WITNESS_KEY = OWN_KEY_START;
 
 export interface Witness {
   readonly ledger: string;

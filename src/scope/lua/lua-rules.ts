@@ -29,7 +29,7 @@ const LUA_FINDERS = new Set([
 ]);
 
 /** Plain commands that make sense in a script; others are the session's. */
-const LUA_PLAIN = new Set(['ping', 'echo', 'time', 'select', 'lastsave', 'lolwut', 'role']);
+const LUA_PLAIN = new Set(['ping', 'echo', 'time', 'select', 'lastsave', 'lolwut']);
 
 function places(rule: ScopeRule & { kind: 'keys' }): string {
   const ranges = rule.ranges.map(({ first, last, step }) => `${first}:${last}:${step}`);

@@ -158,7 +158,9 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     if (!SHA1.test(sha)) return undefined;
     try {
       const body = await store.get(owner, sha);
-      const script = body === undefined ? undefined : await wrap(owner, sha, body);
+      // Whoever can write to the KV store could have put another script under that name.
+      const genuine = body !== undefined && sha1(body) === sha;
+      const script = !genuine ? undefined : await wrap(owner, sha, body);
       return script instanceof ScriptRefusal ? undefined : script;
     } catch {
       // Not to be had now: unknown, and the client will load it again.

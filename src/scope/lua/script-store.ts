@@ -8,9 +8,10 @@
  * Hidden from clients by its name. Nothing depends on it: where it is lost (evicted, flushed), scripts are known to those
  * who loaded them, and to the rest after the client's next SCRIPT LOAD or EVAL, as behind a server that was restarted.
  */
+import { OWN_KEY_START } from '../../own-keys.ts';
 import type { ScopeAdmin } from '../scope-admin.ts';
 
-export const SCRIPTS_KEY = 'holdfast:epoch:scripts';
+export const SCRIPTS_KEY = `${OWN_KEY_START}:scripts`;
 
 const FLUSH = `
 for _,field in ipairs(redis.call('HKEYS',KEYS[1])) do
