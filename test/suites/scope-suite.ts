@@ -91,7 +91,7 @@ const REASONS: readonly (readonly [detail: RegExp, reason: string])[] = [
   [/NOPERM only DEBUG OBJECT/, 'DEBUG is for operators'],
   [/inside MULTI is not possible/, 'has no place inside MULTI through Holdfast or in a scope'],
   [
-    /ERR no such key|can't read|\[s 0 tracking_total_keys\]|key "?(db\d|calls|expired|keyspace|tracking_total)/,
+    /ERR no such key|can't read|\[s 0 tracking_total_keys\]|key "?(db\d|calls|expired|keyspace|tracking_total)|blocked_clients|connected_clients|used_memory|total_error_replies|errorstat_|rejected_calls|evicted_keys|lazyfree/,
     'INFO in a scope has no figures of the whole server',
   ],
   [
@@ -125,6 +125,7 @@ const REASONS_BY_TEST: readonly (readonly [test: RegExp, reason: string])[] = [
     /^(?:RESP3 attributes on RESP2|test (?:big number parsing|bool parsing|verbatim str parsing|large number of args|argument rewriting - issue N))$/,
     'a test before it ended at a refused DEBUG and left its client with replies that nobody read',
   ],
+  [/redis\.log/, 'redis.log writes nothing in a scope: the log is the operator’s'],
   [/^MULTI with config error$/, 'the suite’s CONFIG goes past the scope, and so past its MULTI'],
   [/ protocol parsing$/, NOT_BEGUN],
   [/^Script (?:block the time during execution|delete the expired key)$/, NOT_BEGUN],

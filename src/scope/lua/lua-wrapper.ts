@@ -14,6 +14,7 @@
  *  - All ways from Lua to the real globals (`_G`, `getfenv`, `load`, `loadstring`, the string metatable, …) that the script
  *    names are hidden by locals of the same name. A global that Holdfast does not know is hidden too (`unknownGlobals`).
  *  - `redis` has only the fields listed here; `call` and `pcall` refuse what lua-rules.ts does not list.
+ *  - What the server's libraries keep or tell of everybody's scripts it does not find (lua-libraries.ts).
  *
  * A script that only passes its keys on needs none of this (`needsNoWrapper`) and runs as it is, behind the second fence as
  * all do.
@@ -24,6 +25,12 @@
  * has no rules for them and is a tenth as long, which EVAL is spared with each call.
  */
 import { calledCommands, onlyPassesKeysOn } from './lua-calls.ts';
+import {
+  LIBRARY_NAMES,
+  ownLibrariesOfFunctions,
+  ownLibrariesOfScript,
+  usesHarmlessLibraries,
+} from './lua-libraries.ts';
 import { KEYED_COMMANDS, LUA_OTHERS, LUA_SIMPLE, PLAIN_COMMANDS, SIMPLE_COMMANDS } from './lua-rules.ts';
 
 /** How the prefix travels: with shared keys before it, or alone. */
@@ -49,7 +56,7 @@ export const KNOWN_GLOBALS: ReadonlySet<string> = new Set(
 );
 
 const HIDDEN_GLOBALS =
-  'getfenv setfenv load loadstring dofile loadfile require module package debug io newproxy __redis__err__handler'.split(
+  'getfenv setfenv load loadstring dofile loadfile require module package debug io print newproxy __redis__err__handler'.split(
     ' ',
   );
 
@@ -59,12 +66,16 @@ const API_FIELDS =
     ' ',
   );
 
+/** Writes to the log of the KV store, which is the operator's: in a scope it writes nothing. */
+const LOG = 'log';
+const WRITES_NOTHING = 'function() end';
+
 /** What a library may use of `redis` while it loads. */
 const LOG_LEVELS = ['LOG_DEBUG', 'LOG_VERBOSE', 'LOG_NOTICE', 'LOG_WARNING'];
 const VERSIONS = ['REDIS_VERSION', 'REDIS_VERSION_NUM'];
 
 const SAFE_GLOBALS =
-  'assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ipairs math next pairs pcall rawequal rawget rawset select setmetatable string struct table tonumber tostring type unpack xpcall _VERSION KEYS ARGV redis server getmetatable'.split(
+  'assert bit cjson cmsgpack collectgarbage coroutine error gcinfo ipairs math next pairs pcall rawequal rawget rawset select setmetatable string struct table tonumber tostring type unpack xpcall _VERSION KEYS ARGV redis server getmetatable os'.split(
     ' ',
   );
 
@@ -355,10 +366,11 @@ function assemble(header: readonly string[], body: string, nested: boolean): str
  * makes any. `body` is without a shebang line, and compiles.
  */
 export function needsNoWrapper(body: string, unknownGlobals: readonly string[]): boolean {
+  if (!usesHarmlessLibraries(body)) return false;
   return onlyPassesKeysOn(body, {
     keyed: KEYED_COMMANDS,
     plain: PLAIN_COMMANDS,
-    harmless: API_FIELDS,
+    harmless: API_FIELDS.filter((field) => field !== LOG),
     globals: new Set([...KNOWN_GLOBALS, ...unknownGlobals]),
     powerful: [...HIDDEN_GLOBALS, ...unknownGlobals, 'getmetatable', 'setmetatable'],
   });
@@ -367,7 +379,7 @@ export function needsNoWrapper(body: string, unknownGlobals: readonly string[]):
 /** A script of EVAL, wrapped. `body` is without a shebang line; bytes are latin1 text. */
 export function wrapScript(body: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
-  const fields = mentionedFields(body).map((field) => `${field}=redis.${field}`);
+  const fields = mentionedFields(body).map((field) => `${field}=${field === LOG ? WRITES_NOTHING : `redis.${field}`}`);
   const pcall = body.includes('pcall');
   const api = ['call=$c', ...(pcall ? ['pcall=$q'] : []), ...fields];
   const header = [
@@ -380,6 +392,7 @@ export function wrapScript(body: string, shape: WrapperShape): string {
     ...(body.includes('server') || body.includes('_G') ? ["local server=rawget(_G,'server') and redis"] : []),
     ...(asksForMetatables(body) ? ['local $m=getmetatable'] : []),
     ...hiding(body, shape),
+    ...ownLibrariesOfScript(body).map(oneLine),
     ...(body.includes('_G') ? [`local _G={${SAFE_GLOBALS.map((name) => `${name}=${name}`).join(',')}}`] : []),
   ];
   return assemble(header, body, nested);
@@ -395,18 +408,22 @@ export const LIBRARY_MARK = '--[==[holdfast]==]';
  */
 export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShape): string {
   const { shared, nested } = shape;
-  const later = mentionedFields(body).map((field) => `$a.${field}=redis.${field}`);
+  const later = mentionedFields(body)
+    .filter((field) => field !== LOG)
+    .map((field) => `$a.${field}=redis.${field}`);
+  const libraries = ownLibrariesOfFunctions(body);
   const atLoad = [...LOG_LEVELS, ...VERSIONS.filter((field) => body.includes(field))];
   const header = [
     `local $a,$r,$t,$p,$m,$P${shared ? ',$S' : ''}={},redis`,
     callers(body, 'user_function', shape, true),
+    ...libraries.declared.map(oneLine),
     oneLine(`
       local function $w(f)
        return function(keys,args)
         if not $t then
          $t,$p,$m=type,redis.pcall,getmetatable $a.call,$a.pcall,$a.register_function=$c,$q ${later.join(' ')}
         end
-        ${takePrefix('args', shared)} ${bareKeys('keys', shared)}
+        ${takePrefix('args', shared)} ${bareKeys('keys', shared)} ${libraries.begun}
         return f(keys,args)
        end
       end
@@ -425,7 +442,7 @@ export function wrapLibrary(body: string, namePrefix: string, shape: WrapperShap
        $n.function_name,$n.callback=$i,f
        return r
       end`),
-    'local redis=$a redis.register_function,redis.log=$d,$r.log',
+    `local redis=$a redis.register_function,redis.log=$d,${WRITES_NOTHING}`,
     ...atLoad.map((field) => `redis.${field}=$r.${field}`),
     'local server,_G=redis',
     ...hiding(body, shape),
@@ -448,6 +465,10 @@ export function registrationError(text: string): string {
 }
 
 const REGISTRATION_ERRORS: readonly (readonly [pattern: RegExp, message: string])[] = [
+  [
+    new RegExp(`attempt to (?:index|call) (?:local|upvalue) '(${LIBRARY_NAMES.join('|')})' \\(a nil value\\)`),
+    "Script attempted to access nonexistent global variable '$1'",
+  ],
   [
     /^.*bad argument #1 to '_(?:\d+_)?e' \(function expected.*$/s,
     'second argument to redis.register_function must be a function',
