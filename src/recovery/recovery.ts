@@ -24,9 +24,10 @@ import { explainLedgerFailure } from '../ledger/explain-failure.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
-import { compareStreams } from './detect/compare-streams.ts';
+import { type Compared, compareStreams } from './detect/compare-streams.ts';
 import { Discovery } from './detect/discover.ts';
 import { learnLastIds, outdatedStreams, readKnownStreams } from './detect/known-streams.ts';
+import { LargeStreams } from './detect/large-streams.ts';
 import type { KnownStream } from './detect/verdict.ts';
 import { KvConnection } from './kv/connection.ts';
 import { presentEntries } from './kv/entries.ts';
@@ -35,7 +36,7 @@ import { withdrawEntry } from './kv/remove-entry.ts';
 import { parseServerIdentity, type ServerIdentity } from './kv/snapshot.ts';
 import { Leadership } from './leadership.ts';
 import { Acknowledgements } from './reconcile/acknowledgements.ts';
-import { type Looked, saveCheckpoints } from './reconcile/checkpoint.ts';
+import { saveCheckpoints } from './reconcile/checkpoint.ts';
 import { PendingPages } from './reconcile/pending-pages.ts';
 import { applyAcknowledgements } from './reconcile/reapply-acknowledgements.ts';
 import { Reconciler } from './reconcile/reconciler.ts';
@@ -112,12 +113,15 @@ export class Recovery {
   readonly #reconciler = new Reconciler();
   readonly #pendingPages = new PendingPages();
   readonly #discovery: Discovery;
+  readonly #large = new LargeStreams();
   readonly #mending: Mending;
   #discovered = false;
 
   #gaveUpHanging = false;
   /** The KV store may have pending what is recorded as acknowledged. */
   #applyAcknowledgements = true;
+  /** Something contradicts the last look: the next one reads all there is. */
+  #doubted = false;
   /** Counts the events after which an earlier look proves nothing. */
   #era = 0;
   #identity: ServerIdentity | undefined;
@@ -311,6 +315,7 @@ export class Recovery {
   async noticed(cause: string, limitMs: number): Promise<void> {
     this.#log.warn({ cause }, 'signs of a loss in the KV store');
     const looks = this.#looks;
+    this.#doubted = true;
     const ended = await endsWithin(this.look(), limitMs);
     if (!ended || this.#looks === looks) this.#suspect();
   }
@@ -501,8 +506,13 @@ export class Recovery {
     learnLastIds(this.ledger.streams, known);
     const isAnother = before === undefined || isOther(before, identity);
     const lost = (stream: KnownStream, cause: string) => this.#lost(stream, cause, lookedAt);
-    const looked = await compareStreams({ ledger: this.ledger, connection, identity, isAnother, lost }, known);
-    if (leads) await this.#keep(connection, lookedAt, looked);
+    const whole = this.#doubted || isAnother || this.gate.state !== 'open';
+    this.#doubted = false;
+    const compared = await compareStreams(
+      { ledger: this.ledger, connection, identity, isAnother, large: this.#large, whole, lost },
+      known,
+    );
+    if (leads) await this.#keep(connection, lookedAt, compared);
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
     this.#identity = identity;
@@ -543,7 +553,7 @@ export class Recovery {
   }
 
   /** What the leader does with a good look. */
-  async #keep(connection: KvConnection, lookedAt: Date, looked: readonly Looked[]): Promise<void> {
+  async #keep(connection: KvConnection, lookedAt: Date, { looked, deferred }: Compared): Promise<void> {
     const { ledger } = this;
     const leaderEpoch = this.#leadership.epoch;
     await placeWitness(ledger, connection, leaderEpoch);
@@ -565,6 +575,7 @@ export class Recovery {
         },
       },
       looked,
+      deferred,
     );
     // The first time all at once: what is there must be known before it can be missed.
     const until = Date.now() + DISCOVERY_MS_MAX;

@@ -2,8 +2,9 @@
 import { HoldfastError } from '../../errors.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
 import type { KvConnection } from '../kv/connection.ts';
-import { type KvSnapshot, readSnapshot, type ServerIdentity, type StreamSnapshot } from '../kv/snapshot.ts';
+import { readSnapshot, type ServerIdentity } from '../kv/snapshot.ts';
 import type { Looked } from '../reconcile/checkpoint.ts';
+import type { LargeStreams } from './large-streams.ts';
 import { missingEntry } from './missing-newest.ts';
 import { compare, type KnownStream } from './verdict.ts';
 
@@ -14,23 +15,35 @@ export interface Comparison {
   readonly identity: ServerIdentity;
   /** This KV store was not compared before. */
   readonly isAnother: boolean;
+  readonly large: LargeStreams;
+  /** All that is large is read too. */
+  readonly whole: boolean;
   lost(stream: KnownStream, cause: string): Promise<void>;
 }
 
-/** XINFO of so many streams blocks the KV store for well under a millisecond. */
+export interface Compared {
+  /** What compared well. */
+  readonly looked: readonly Looked[];
+  /** What is there, and was not read this time. */
+  readonly deferred: readonly KnownStream[];
+}
+
+/** The script that reads so many streams blocks the KV store for about a millisecond. */
 const STREAMS_PER_SNAPSHOT = 64;
 
 /** Tells of each stream that lost something, ends what is over, and gives what compared well. */
-export async function compareStreams(context: Comparison, known: readonly KnownStream[]): Promise<Looked[]> {
-  const { ledger, connection, identity } = context;
+export async function compareStreams(context: Comparison, known: readonly KnownStream[]): Promise<Compared> {
+  const { ledger, connection, identity, large } = context;
+  large.keep(new Set(known.map(({ streamId }) => streamId)));
+  const later = context.whole ? new Set<number>() : large.deferred();
   const looked: Looked[] = [];
-  for (let from = 0; from < known.length; from += STREAMS_PER_SNAPSHOT) {
+  const deferred: KnownStream[] = [];
+  for (let from = 0; from < known.length; ) {
     const chunk = known.slice(from, from + STREAMS_PER_SNAPSHOT);
     const snapshot = await readSnapshot(
       connection,
-      chunk.map((stream) => ({ database: stream.database, name: stream.name, groups: stream.groups.keys() })),
+      chunk.map(({ streamId, database, name }) => ({ database, name, presence: later.has(streamId) })),
     );
-    const streams = await withNewGroups(connection, chunk, snapshot);
     if (
       snapshot.runId !== identity.runId ||
       snapshot.replicationId !== identity.replicationId ||
@@ -38,10 +51,16 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
     ) {
       throw new HoldfastError('KVDOWN', 'the KV store became another one');
     }
-    for (const [index, stream] of chunk.entries()) {
+    from += snapshot.streams.length;
+    for (const [index, actual] of snapshot.streams.entries()) {
+      const stream = chunk[index]!;
+      if (actual === 'present') {
+        deferred.push(stream);
+        continue;
+      }
+      large.read(stream.streamId, actual);
       // Of one that is about to end or move nothing can be concluded, nor saved.
       if (stream.mode === 'restoring' || stream.ending) continue;
-      const actual = streams[index]!;
       let verdict = compare(stream, actual, Date.now());
       if (context.isAnother && verdict.kind === 'same' && typeof actual !== 'string') {
         const missing = await missingEntry(ledger, connection, stream);
@@ -54,36 +73,5 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
       } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
     }
   }
-  return looked;
-}
-
-/** Groups that the ledger does not know were not asked about by name: once more, where something is pending in one. */
-async function withNewGroups(
-  connection: KvConnection,
-  known: readonly KnownStream[],
-  snapshot: KvSnapshot,
-): Promise<KvSnapshot['streams']> {
-  const again: number[] = [];
-  for (const [index, actual] of snapshot.streams.entries()) {
-    if (typeof actual === 'string') continue;
-    for (const [name, group] of actual.groups) {
-      if (group.pending > 0 && !known[index]!.groups.has(name)) {
-        again.push(index);
-        break;
-      }
-    }
-  }
-  if (again.length === 0) return snapshot.streams;
-  const second = await readSnapshot(
-    connection,
-    again.map((index) => {
-      const { database, name } = known[index]!;
-      return { database, name, groups: (snapshot.streams[index] as StreamSnapshot).groups.keys() };
-    }),
-  );
-  if (second.runId !== snapshot.runId) throw new HoldfastError('KVDOWN', 'the KV store became another one');
-  return snapshot.streams.map((actual, index) => {
-    const at = again.indexOf(index);
-    return at < 0 ? actual : second.streams[at]!;
-  });
+  return { looked, deferred };
 }

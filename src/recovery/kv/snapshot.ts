@@ -1,16 +1,17 @@
 /**
- * What the KV store says of streams at one moment: one transaction that contains the witness and the server's identity,
- * so that what is concluded from it is known to be of this KV store in this epoch.
+ * What the KV store says of streams at one moment: read by one script, together with the witness and the server's identity, so
+ * that what is concluded from it is known to be of this KV store in this epoch. XINFO STREAM answers with the whole first and
+ * last entry: the script keeps these at the server, and stops where too many bytes of them had to be copied there.
  */
 import { ENTRY_ID_ZERO, parseEntryId } from '../../ledger/encoding/entry-id.ts';
-import { byField, type KvArgument, type KvConnection, type KvReply } from './connection.ts';
+import type { KvConnection, KvReply } from './connection.ts';
 import { parseWitness, WITNESS_KEY, type Witness } from './epoch-key.ts';
 
 export interface GroupSnapshot {
   readonly name: Buffer;
   readonly lastDeliveredId: Buffer;
   readonly pending: number;
-  /** The smallest pending ID; `undefined` where nothing is pending, or where the group was not asked about by name. */
+  /** The smallest pending ID; `undefined` where nothing is pending. */
   readonly minPendingId: Buffer | undefined;
   readonly entriesRead: number | undefined;
 }
@@ -22,10 +23,14 @@ export interface StreamSnapshot {
   readonly maxDeletedId: Buffer;
   /** `undefined` for an empty stream. */
   readonly firstId: Buffer | undefined;
+  /** Of the last entry that is there; `undefined` for an empty stream. */
+  readonly topId: Buffer | undefined;
   /** Unix milliseconds; `undefined` without a time to live. */
   readonly expiresAtMs: number | undefined;
   /** By name, as latin1. */
   readonly groups: ReadonlyMap<string, GroupSnapshot>;
+  /** What the KV store had to copy for this answer. */
+  readonly bytes: number;
 }
 
 /** What has a stream's name: a stream, nothing, or a key of another type. */
@@ -36,16 +41,67 @@ export interface KvSnapshot {
   readonly runId: string;
   readonly replicationId: string;
   readonly role: string;
-  /** As asked. */
-  readonly streams: readonly StreamState[];
+  /** Of the first streams that were asked about, at least of one. `present`: a stream of which only that was asked. */
+  readonly streams: readonly (StreamState | 'present')[];
 }
 
-export interface SnapshotRequest {
+export interface StreamKey {
   readonly database: number;
   readonly name: Buffer;
-  /** Names of groups, as latin1, whose smallest pending ID is wanted. */
-  readonly groups: Iterable<string>;
 }
+
+export interface SnapshotRequest extends StreamKey {
+  /** Asks only whether there is a stream. */
+  readonly presence?: boolean;
+}
+
+/** With one more stream, whose entries may be of any size, it is little enough for the KV store to do at once. */
+const BYTES_MAX = 4 * 1024 * 1024;
+/** What a group takes in the answer, and its name besides. */
+const GROUP_BYTES = 64;
+
+/**
+ * KEYS: the witness, then the streams. ARGV: how many bytes may be exceeded once, then of each stream its database, and 1
+ * where only its presence is asked for. Gives the witness, the server's identity, and of each stream its type, or numbers,
+ * IDs and groups.
+ */
+const SNAPSHOT = `
+redis.call('SELECT', 0)
+local answer = { redis.pcall('GET', KEYS[1]), redis.call('INFO', 'server'), redis.call('INFO', 'replication') }
+local function fields(reply)
+  local named = {}
+  for at = 1, #reply, 2 do named[reply[at]] = reply[at + 1] end
+  return named
+end
+local total = 0
+for at = 2, #KEYS do
+  if total >= tonumber(ARGV[1]) then break end
+  local key = KEYS[at]
+  redis.call('SELECT', ARGV[at * 2 - 2])
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'stream' or ARGV[at * 2 - 1] == '1' then
+    answer[#answer + 1] = kind
+  else
+    local stream, bytes = fields(redis.call('XINFO', 'STREAM', key)), 0
+    local first, last = stream['first-entry'], stream['last-entry']
+    for _, entry in ipairs({ first or { '', {} }, last or { '', {} } }) do
+      for _, field in ipairs(entry[2]) do bytes = bytes + #field end
+    end
+    local groups = {}
+    for index, reply in ipairs(redis.call('XINFO', 'GROUPS', key)) do
+      local group = fields(reply)
+      local least = group.pending > 0 and redis.call('XPENDING', key, group.name, '-', '+', 1)[1]
+      groups[index] = { group.name, group['last-delivered-id'], group.pending, least and least[1], group['entries-read'] }
+      bytes = bytes + #group.name + ${GROUP_BYTES}
+    end
+    answer[#answer + 1] = {
+      stream.length, stream['last-generated-id'], stream['entries-added'], stream['max-deleted-entry-id'],
+      first and first[1], last and last[1], redis.call('PEXPIRETIME', key), bytes, groups,
+    }
+    total = total + bytes
+  end
+end
+return answer`;
 
 /** `key:value` lines of INFO. */
 export function infoField(info: string, field: string): string | undefined {
@@ -75,82 +131,65 @@ function requireId(reply: KvReply | undefined): Buffer {
   return (Buffer.isBuffer(reply) ? parseEntryId(reply, 'min') : undefined) ?? ENTRY_ID_ZERO;
 }
 
-function firstEntryId(reply: KvReply | undefined): Buffer | undefined {
-  return Array.isArray(reply) ? requireId(reply[0]) : undefined;
-}
-
 /** Entry and group counters are far below 2^53. */
 function count(reply: KvReply | undefined): number {
   return typeof reply === 'number' ? reply : 0;
 }
 
-/** Reads the state of one stream; `groups` as in `SnapshotRequest`. */
-export async function readStream(
-  connection: KvConnection,
-  { database, name }: Pick<SnapshotRequest, 'database' | 'name'>,
-  groups: readonly string[] = [],
-): Promise<StreamState> {
-  return (await readSnapshot(connection, [{ database, name, groups }])).streams[0]!;
+/** Reads the state of one stream. */
+export async function readStream(connection: KvConnection, { database, name }: StreamKey): Promise<StreamState> {
+  return (await readSnapshot(connection, [{ database, name }])).streams[0] as StreamState;
 }
 
-/** Reads the streams' state. One request of bounded size: give at most a hundred. */
+/** Reads the state of the first of the streams, as many as one request may cost. Give at most a hundred. */
 export async function readSnapshot(
   connection: KvConnection,
   requests: readonly SnapshotRequest[],
 ): Promise<KvSnapshot> {
-  const commands: KvArgument[][] = [
-    ['SELECT', 0],
-    ['GET', WITNESS_KEY],
-    ['INFO', 'server'],
-    ['INFO', 'replication'],
-  ];
-  const head = commands.length;
-  const asked = requests.map((request) => [...request.groups]);
-  requests.forEach((request, index) => {
-    commands.push(['SELECT', request.database]);
-    commands.push(['XINFO', 'STREAM', request.name]);
-    commands.push(['XINFO', 'GROUPS', request.name]);
-    commands.push(['PEXPIRETIME', request.name]);
-    for (const group of asked[index]!) commands.push(['XPENDING', request.name, Buffer.from(group, 'latin1')]);
-  });
-  const replies = await connection.readTogether(0, commands);
-  const { runId } = parseServerIdentity(String(replies[2]));
-  const { replicationId, role } = parseServerIdentity(String(replies[3]));
+  const [witness, server, replication, ...streams] = (await connection.command(0, [
+    'EVAL_RO',
+    SNAPSHOT,
+    requests.length + 1,
+    WITNESS_KEY,
+    ...requests.map(({ name }) => name),
+    BYTES_MAX,
+    ...requests.flatMap(({ database, presence }) => [database, presence === true ? 1 : 0]),
+  ])) as KvReply[];
+  const { replicationId, role } = parseServerIdentity(String(replication));
+  return {
+    witness: parseWitness(witness!),
+    runId: parseServerIdentity(String(server)).runId,
+    replicationId,
+    role,
+    streams: streams.map(streamState),
+  };
+}
 
-  let at = head;
-  const streams = requests.map((_, index): StreamState => {
-    const [, stream, groups, expiry] = replies.slice(at, at + 4);
-    const pending = replies.slice(at + 4, at + 4 + asked[index]!.length);
-    at += 4 + asked[index]!.length;
-    if (stream instanceof Error) return stream.message.startsWith('WRONGTYPE') ? 'other' : 'missing';
-    const fields = byField(stream!);
-    const minPending = new Map<string, Buffer>();
-    asked[index]!.forEach((group, position) => {
-      const summary = pending[position];
-      if (Array.isArray(summary) && Buffer.isBuffer(summary[1])) minPending.set(group, requireId(summary[1]));
-    });
-    const snapshots = new Map<string, GroupSnapshot>();
-    for (const group of Array.isArray(groups) ? groups : []) {
-      const about = byField(group);
-      const name = about.get('name') as Buffer;
-      const entriesRead = about.get('entries-read');
-      snapshots.set(name.toString('latin1'), {
-        name,
-        lastDeliveredId: requireId(about.get('last-delivered-id')),
-        pending: count(about.get('pending')),
-        minPendingId: minPending.get(name.toString('latin1')),
-        entriesRead: typeof entriesRead === 'number' ? entriesRead : undefined,
-      });
-    }
-    return {
-      length: count(fields.get('length')),
-      lastId: requireId(fields.get('last-generated-id')),
-      entriesAdded: count(fields.get('entries-added')),
-      maxDeletedId: requireId(fields.get('max-deleted-entry-id')),
-      firstId: firstEntryId(fields.get('first-entry')),
-      expiresAtMs: count(expiry) > 0 ? count(expiry) : undefined,
-      groups: snapshots,
-    };
-  });
-  return { witness: parseWitness(replies[1]!), runId, replicationId, role, streams };
+function streamState(reply: KvReply): StreamState | 'present' {
+  if (!Array.isArray(reply)) {
+    const type = String(reply);
+    return type === 'none' ? 'missing' : type === 'stream' ? 'present' : 'other';
+  }
+  const [length, lastId, entriesAdded, maxDeletedId, firstId, topId, expiry, bytes, groups] = reply;
+  return {
+    length: count(length),
+    lastId: requireId(lastId),
+    entriesAdded: count(entriesAdded),
+    maxDeletedId: requireId(maxDeletedId),
+    firstId: Buffer.isBuffer(firstId) ? requireId(firstId) : undefined,
+    topId: Buffer.isBuffer(topId) ? requireId(topId) : undefined,
+    expiresAtMs: count(expiry) > 0 ? count(expiry) : undefined,
+    groups: new Map((groups as KvReply[][]).map((group) => [(group[0] as Buffer).toString('latin1'), groupOf(group)])),
+    bytes: count(bytes),
+  };
+}
+
+function groupOf([name, lastDeliveredId, pending, minPendingId, entriesRead]: KvReply[]): GroupSnapshot {
+  return {
+    name: name as Buffer,
+    lastDeliveredId: requireId(lastDeliveredId),
+    pending: count(pending),
+    minPendingId: Buffer.isBuffer(minPendingId) ? requireId(minPendingId) : undefined,
+    entriesRead: typeof entriesRead === 'number' ? entriesRead : undefined,
+  };
 }

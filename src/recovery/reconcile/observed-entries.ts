@@ -47,8 +47,8 @@ export async function observe(
   page: readonly KvEntry[],
 ): Promise<number | 'conflict' | 'stale'> {
   const { rows: present } = await ledger.pool.query<{ id: Buffer; fields: Buffer }>(
-    'SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id BETWEEN $2 AND $3',
-    [streamId, page[0]!.id, page.at(-1)!.id],
+    'SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 AND id = ANY ($2::bytea[])',
+    [streamId, byteaArray(page.map(({ id }) => id))],
   );
   const known = new Map(present.map((row) => [row.id.toString('latin1'), row.fields]));
   const fresh: KvEntry[] = [];

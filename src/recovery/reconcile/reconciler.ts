@@ -13,6 +13,7 @@
 import type { Logger } from 'pino';
 import { bigintArray, byteaArray } from '../../ledger/encoding/binary-array.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
+import type { KnownStream } from '../detect/verdict.ts';
 import type { KvConnection } from '../kv/connection.ts';
 import { kvEntries } from '../kv/entries.ts';
 import type { Looked } from './checkpoint.ts';
@@ -48,9 +49,18 @@ export class Reconciler {
     return this.#observed;
   }
 
-  async reconcile(context: ReconcileContext, looked: readonly Looked[]): Promise<void> {
+  /** `deferred`: streams that were not read this time, of which the last count stands. */
+  async reconcile(
+    context: ReconcileContext,
+    looked: readonly Looked[],
+    deferred: readonly KnownStream[],
+  ): Promise<void> {
     const before = this.#counted;
     this.#counted = new Map();
+    for (const { streamId } of deferred) {
+      const counted = before.get(streamId);
+      if (counted !== undefined) this.#counted.set(streamId, counted);
+    }
     const due: { readonly looked: Looked; readonly counted: Counted }[] = [];
     for (const look of looked) {
       const { known, actual } = look;

@@ -5,20 +5,14 @@
 import type { Logger } from 'pino';
 import { HoldfastError } from '../../errors.ts';
 import { decodeFields } from '../../ledger/encoding/entry-fields.ts';
-import {
-  ENTRY_ID_ZERO,
-  entryIdFrom,
-  formatEntryId,
-  maxEntryId,
-  nextEntryId,
-  parseEntryId,
-} from '../../ledger/encoding/entry-id.ts';
+import { ENTRY_ID_ZERO, entryIdFrom, formatEntryId, maxEntryId, nextEntryId } from '../../ledger/encoding/entry-id.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
 import { isWrongType } from '../detect/replaced-key.ts';
-import { byField, type KvArgument, type KvConnection } from '../kv/connection.ts';
+import type { KvArgument, KvConnection } from '../kv/connection.ts';
 import { entriesAt } from '../kv/entries.ts';
 import { watchFence } from '../kv/epoch-key.ts';
+import { readPresent } from './stream-room.ts';
 
 export interface PublishContext {
   readonly ledger: Ledger;
@@ -56,11 +50,7 @@ export async function place(
   anew: boolean,
 ): Promise<Placing> {
   const { connection } = context;
-  const info = await connection.command(stream.database, ['XINFO', 'STREAM', stream.name]).catch((thrown: Error) => {
-    if (/no such key/i.test(thrown.message)) return null;
-    throw thrown;
-  });
-  let top = info === null ? ENTRY_ID_ZERO : parseEntryId(byField(info).get('last-generated-id') as Buffer)!;
+  let top = (await readPresent(connection, stream))?.lastId ?? ENTRY_ID_ZERO;
   // One round trip: a transaction that rests for long between its statements is ended by Postgres.
   const found = await entriesAt(
     connection,

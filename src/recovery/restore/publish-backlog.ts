@@ -15,11 +15,12 @@
  */
 import type pg from 'pg';
 import { HoldfastError } from '../../errors.ts';
+import { boundedPage } from '../../ledger/bounded-page.ts';
 import { byteaArray } from '../../ledger/encoding/binary-array.ts';
-import { encodeFields } from '../../ledger/encoding/entry-fields.ts';
-import { formatEntryId, parseEntryId, previousEntryId } from '../../ledger/encoding/entry-id.ts';
+import { ENTRY_ID_MAX, previousEntryId } from '../../ledger/encoding/entry-id.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
 import { endWhereReplaced, isWrongType } from '../detect/replaced-key.ts';
+import { kvEntries } from '../kv/entries.ts';
 import { closeConnections } from '../kv/kill-connections.ts';
 import { entryBytes } from '../kv/memory.ts';
 import { addWatched, type Placing, type PublishContext, type PublishRow, place, watchFenced } from './append.ts';
@@ -96,17 +97,18 @@ async function publishAll(context: PublishContext, stream: Stream, result: Publi
         // Lock 0 before the stream's, as everywhere.
         await client.query('SELECT pg_advisory_xact_lock_shared(holdfast.lock_key(0))');
         await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [stream.streamId]);
-        const { rows } = await client.query<BacklogRow & { mode: string }>(
-          `SELECT id, in_doubt, kind, after_id, kv_client_id, kv_run_id, maxlen, fields, mode, EXISTS (
-                    SELECT FROM holdfast.deletion AS d WHERE d.stream_id = backlog.stream_id AND d.id = backlog.id
-                  ) AS deleted
-             FROM holdfast.backlog JOIN holdfast.stream USING (stream_id)
-            WHERE stream_id = $1 AND ended_at IS NULL AND mode <> 'restoring' AND window_id IS NULL
-            ORDER BY id LIMIT ${BATCH_ROWS}`,
+        const { rows } = await client.query<BacklogRow & { paged: string }>(
+          `SELECT *, EXISTS (SELECT FROM holdfast.deletion AS d WHERE d.stream_id = $1 AND d.id = bounded.id) AS deleted
+             FROM ${boundedPage(`
+               SELECT id, in_doubt, kind, after_id, kv_client_id, kv_run_id, maxlen, fields
+                 FROM holdfast.backlog JOIN holdfast.stream USING (stream_id)
+                WHERE stream_id = $1 AND ended_at IS NULL AND mode <> 'restoring' AND window_id IS NULL
+                ORDER BY id LIMIT ${BATCH_ROWS}`)} AS bounded ORDER BY id`,
           [stream.streamId],
         );
         const fitting = howManyFit(rows, room);
-        const last = rows.length < BATCH_ROWS && fitting === rows.length;
+        const paged = Number(rows[0]?.paged ?? 0);
+        const last = paged < BATCH_ROWS && rows.length === paged && fitting === rows.length;
         if (fitting === 0 && rows.length > 0) {
           await client.query('COMMIT');
           // Room is made out of the lock, and only where it is wanted.
@@ -275,24 +277,14 @@ async function claimInDoubt(
   );
   const byFields = new Map<string, Buffer[]>();
   const wanted = new Set(inDoubt.map((row) => row.fields.toString('latin1')));
-  for (let last = after; ; ) {
-    const page = (await connection.command(stream.database, [
-      'XRANGE',
-      stream.name,
-      `(${formatEntryId(last)}`,
-      '+',
-      'COUNT',
-      BATCH_ROWS,
-    ])) as [Buffer, Buffer[]][];
-    for (const [idText, members] of page) {
-      const fields = encodeFields(members).toString('latin1');
-      last = parseEntryId(idText)!;
-      if (!wanted.has(fields)) continue;
-      const ids = byFields.get(fields);
-      if (ids === undefined) byFields.set(fields, [last]);
-      else ids.push(last);
+  for await (const page of kvEntries(connection, stream, after, ENTRY_ID_MAX)) {
+    for (const { id, fields } of page) {
+      const text = fields.toString('latin1');
+      if (!wanted.has(text)) continue;
+      const ids = byFields.get(text);
+      if (ids === undefined) byFields.set(text, [id]);
+      else ids.push(id);
     }
-    if (page.length < BATCH_ROWS) break;
   }
   const candidates = [...byFields.values()].flat();
   const { rows: claimed } = await database.query<{ id: Buffer }>(

@@ -25,7 +25,7 @@ import { readKnownStreams } from '../detect/known-streams.ts';
 import { entryBytes } from '../kv/memory.ts';
 import { addWatched, type PublishContext, place, watchFenced } from './append.ts';
 import { asLeader, renumber } from './renumber.ts';
-import { roomIn, watermarksOf } from './stream-room.ts';
+import { readPresent, roomIn } from './stream-room.ts';
 
 interface Row {
   readonly id: Buffer;
@@ -102,7 +102,7 @@ async function add(
   to: Buffer,
 ): Promise<boolean> {
   await watchFenced(context, stream);
-  const state = await watermarksOf(context, stream);
+  const state = await readPresent(context.connection, stream);
   if (state === undefined) return false;
   const placing = await place(context, stream, rows, 0, false);
   if (placing.oldIds.length > 0) {
@@ -114,7 +114,7 @@ async function add(
   const last = formatEntryId(maxEntryId(maxEntryId(state.lastId, to), placing.missing.at(-1)?.id ?? ENTRY_ID_ZERO));
   // They were counted when they were added for the first time. Where none is wanted any more the KV store's last ID moves on all
   // the same: it is never below the edge.
-  const added = Math.max(state.added, state.length + placing.missing.length);
+  const added = Math.max(state.entriesAdded, state.length + placing.missing.length);
   const mark = ['XSETID', stream.name, last, 'ENTRIESADDED', added, 'MAXDELETEDID', formatEntryId(state.maxDeletedId)];
   if (!(await addWatched(context, stream, placing.missing, [mark]))) return true;
   await asLeader(context, async (client) => {
@@ -133,11 +133,11 @@ async function close(context: PublishContext, stream: Stream, edge: Buffer): Pro
   const [known] = await readKnownStreams(ledger.pool, [stream.streamId]);
   if (known === undefined) return false;
   await watchFenced(context, stream);
-  const state = await watermarksOf(context, stream);
+  const state = await readPresent(context.connection, stream);
   if (state === undefined) return false;
   const last = maxEntryId(state.lastId, known.lastId);
   const deleted = minEntryId(maxEntryId(state.maxDeletedId, known.maxDeletedId), last);
-  const added = Math.max(state.added, known.added);
+  const added = Math.max(state.entriesAdded, known.added);
   const mark = [
     'XSETID',
     stream.name,

@@ -20,10 +20,10 @@ import { readKnownStreams } from '../detect/known-streams.ts';
 import { endWhereReplaced, isWrongType } from '../detect/replaced-key.ts';
 import type { KnownStream } from '../detect/verdict.ts';
 import { isOutOfMemory, type KvArgument, KvConnection } from '../kv/connection.ts';
-import { type KvEntry, kvEntries } from '../kv/entries.ts';
+import { kvEntries } from '../kv/entries.ts';
 import { WITNESS_KEY, watchFence } from '../kv/epoch-key.ts';
 import { OutOfRoom, readMemory, roomForRestore } from '../kv/memory.ts';
-import { type GroupSnapshot, readStream, type StreamSnapshot, type StreamState } from '../kv/snapshot.ts';
+import { readStream, type StreamSnapshot } from '../kv/snapshot.ts';
 import { asLeader } from './renumber.ts';
 import { type Build, buildSideKey, newSideKey, watermarks, xsetid } from './staging-key.ts';
 import { swapByScript } from './swap-script.ts';
@@ -169,7 +169,7 @@ async function swapIn(
     const fence = await watchFence(context.ledger, fenced, context.leaderEpoch);
     // The side key can be evicted, which may not cost the stream its present content.
     await fenced.command(database, ['WATCH', name, side]);
-    const state = await readState(reader, known);
+    const state = await readStream(reader, known);
     if (state === 'other' || (await reader.command(database, ['EXISTS', side])) === 0) {
       await fenced.command(0, ['UNWATCH']);
       return 'rebuild';
@@ -178,17 +178,10 @@ async function swapIn(
     const before = build.seen;
     if (now !== undefined && (before === undefined || !sameEntries(now, before))) {
       // Written to meanwhile. Appended entries are merged at the end; anything else needs the whole merge again.
-      const came: KvEntry[] = [];
-      const after = build.seen?.lastId ?? ENTRY_ID_ZERO;
-      for await (const page of kvEntries(reader, known, after, now.lastId)) came.push(...page);
-      const top = maxEntryId(build.lastId, known.lastId);
-      const appended = now.entriesAdded - (before?.entriesAdded ?? 0) === came.length;
-      if (!appended || came.some((entry) => entry.id.compare(top) <= 0)) {
-        await fenced.command(0, ['UNWATCH']);
-        return 'rebuild';
-      }
       await fenced.command(0, ['UNWATCH']);
-      if (attempt >= WATCH_ATTEMPTS_MAX) {
+      const after = before?.lastId ?? ENTRY_ID_ZERO;
+      const added = now.entriesAdded - (before?.entriesAdded ?? 0);
+      if (attempt >= WATCH_ATTEMPTS_MAX && (await isSmall(reader, known, after, now.lastId))) {
         const merged = await swapByScript(reader, {
           database,
           fenceKey: WITNESS_KEY,
@@ -197,7 +190,7 @@ async function swapIn(
           side,
           parked: Buffer.concat([side, Buffer.from(':replaced')]),
           mergedId: formatEntryId(after),
-          mergedAdded: build.seen?.entriesAdded ?? 0,
+          mergedAdded: before?.entriesAdded ?? 0,
           ...watermarks(known, build),
           groups: [...known.groups.values()].map((group) => group.name),
         });
@@ -207,25 +200,9 @@ async function swapIn(
         build.merged += merged;
         return verified(reader, known, build);
       }
-      const replies = await reader.pipeline(
-        database,
-        came.map((entry): KvArgument[] => [
-          'XADD',
-          side,
-          'NOMKSTREAM',
-          formatEntryId(entry.id),
-          ...decodeFields(entry.fields),
-        ]),
-      );
-      const refused = replies.find((reply) => reply instanceof Error);
-      if (isOutOfMemory(refused)) throw new OutOfRoom('the KV store has no memory for what it lost');
-      if (refused instanceof Error) throw new HoldfastError('RECOVERING', `merging was refused: ${refused.message}`);
-      if (replies.includes(null)) return 'rebuild';
-      build.length += came.length;
-      build.merged += came.length;
-      build.unknown += came.length;
+      const appended = await append(reader, known, side, build, after, now.lastId);
+      if (appended !== added) return 'rebuild';
       build.seen = now;
-      if (came.length > 0) build.lastId = came.at(-1)!.id;
       await reader.command(database, xsetid(side, known, build));
       continue;
     }
@@ -255,9 +232,52 @@ async function swapIn(
   return 'rebuild';
 }
 
+/** Adds to the side key what came to the stream; gives how many those were, or `rebuild` where they are no mere addition. */
+async function append(
+  reader: KvConnection,
+  known: KnownStream,
+  side: Buffer,
+  build: Build,
+  after: Buffer,
+  until: Buffer,
+): Promise<number | 'rebuild'> {
+  const top = maxEntryId(build.lastId, known.lastId);
+  let appended = 0;
+  for await (const page of kvEntries(reader, known, after, until)) {
+    if (page[0]!.id.compare(top) <= 0) return 'rebuild';
+    const replies = await reader.pipeline(
+      known.database,
+      page.map(({ id, fields }): KvArgument[] => [
+        'XADD',
+        side,
+        'NOMKSTREAM',
+        formatEntryId(id),
+        ...decodeFields(fields),
+      ]),
+    );
+    const refused = replies.find((reply) => reply instanceof Error);
+    if (isOutOfMemory(refused)) throw new OutOfRoom('the KV store has no memory for what it lost');
+    if (refused instanceof Error) throw new HoldfastError('RECOVERING', `merging was refused: ${refused.message}`);
+    if (replies.includes(null)) return 'rebuild';
+    appended += page.length;
+    build.length += page.length;
+    build.merged += page.length;
+    build.unknown += page.length;
+    build.lastId = page.at(-1)!.id;
+  }
+  return appended;
+}
+
+/** What came is at most a page: a script can merge it without the KV store standing still for long. */
+async function isSmall(reader: KvConnection, known: KnownStream, after: Buffer, until: Buffer): Promise<boolean> {
+  let pages = 0;
+  for await (const _ of kvEntries(reader, known, after, until)) if ((pages += 1) > 1) return false;
+  return true;
+}
+
 /** Reads back what has the name now. */
 async function verified(reader: KvConnection, known: KnownStream, build: Build): Promise<StreamSnapshot> {
-  const actual = await readState(reader, known);
+  const actual = await readStream(reader, known);
   const last = build.windowId ?? known.lastId;
   if (typeof actual === 'string' || actual.lastId.compare(last) < 0 || actual.entriesAdded < known.added) {
     throw new HoldfastError('RECOVERING', 'the restored stream is not what was built');
@@ -271,20 +291,5 @@ function sameEntries(a: StreamSnapshot, b: StreamSnapshot): boolean {
     a.entriesAdded === b.entriesAdded &&
     a.lastId.equals(b.lastId) &&
     a.maxDeletedId.equals(b.maxDeletedId)
-  );
-}
-
-/** The stream as it is, with the smallest pending ID of groups that the ledger does not know. */
-async function readState(connection: KvConnection, known: KnownStream): Promise<StreamState> {
-  const first = await readStream(connection, known);
-  if (typeof first === 'string') return first;
-  const unknown = [...first.groups.entries()].filter(
-    ([name, group]: [string, GroupSnapshot]) => group.pending > 0 && !known.groups.has(name),
-  );
-  if (unknown.length === 0) return first;
-  return readStream(
-    connection,
-    known,
-    unknown.map(([name]) => name),
   );
 }

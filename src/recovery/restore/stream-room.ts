@@ -1,8 +1,9 @@
 /** How much may be added to a stream in the KV store now, and making room by trimming what all its groups have acknowledged. */
-import { ENTRY_ID_ZERO, formatEntryId, minEntryId, nextEntryId, parseEntryId } from '../../ledger/encoding/entry-id.ts';
+import { ENTRY_ID_ZERO, formatEntryId, minEntryId, nextEntryId } from '../../ledger/encoding/entry-id.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
-import { byField, type KvReply } from '../kv/connection.ts';
+import type { KvConnection } from '../kv/connection.ts';
 import { readMemory, roomForBacklog, roomForRestore } from '../kv/memory.ts';
+import { readStream, type StreamSnapshot } from '../kv/snapshot.ts';
 import type { PublishContext } from './append.ts';
 
 const TRIMS_MAX = 100;
@@ -39,17 +40,11 @@ export async function roomIn(
 }
 
 /** A group has been given all that is there, and has acknowledged it. */
-async function isHungry(context: PublishContext, stream: Stream): Promise<boolean> {
-  const state = await watermarksOf(context, stream);
+async function isHungry({ connection }: PublishContext, stream: Stream): Promise<boolean> {
+  const state = await readPresent(connection, stream);
   if (state === undefined) return false;
-  const groups = await context.connection
-    .command(stream.database, ['XINFO', 'GROUPS', stream.name])
-    .catch(missingAsEmpty);
-  return (groups as KvReply[]).some((group) => {
-    const fields = byField(group);
-    const last = parseEntryId(fields.get('last-delivered-id') as Buffer, 'min')!;
-    return fields.get('pending') === 0 && last.compare(state.topId) >= 0;
-  });
+  const top = state.topId ?? ENTRY_ID_ZERO;
+  return [...state.groups.values()].some((group) => group.pending === 0 && group.lastDeliveredId.compare(top) >= 0);
 }
 
 /** Gives whether something was trimmed. */
@@ -59,8 +54,8 @@ async function trimAcknowledged({ ledger, connection }: PublishContext, stream: 
     [stream.streamId],
   );
   const checkpoints = new Map(rows.map((row) => [row.name.toString('latin1'), row.checkpoint_id]));
-  const reply = await connection.command(stream.database, ['XINFO', 'GROUPS', stream.name]).catch(missingAsEmpty);
-  const groups = (reply as KvReply[]).map((group) => (byField(group).get('name') as Buffer).toString('latin1'));
+  const state = await readPresent(connection, stream);
+  const groups = [...(state?.groups.keys() ?? [])];
   // A group that the ledger does not know yet has acknowledged nothing that could be judged.
   if (groups.length === 0 || groups.some((name) => !checkpoints.has(name))) return false;
   const least = [...checkpoints.values()].reduce(minEntryId);
@@ -73,23 +68,9 @@ async function trimAcknowledged({ ledger, connection }: PublishContext, stream: 
   return trimmed;
 }
 
-function missingAsEmpty(thrown: Error): KvReply[] {
-  if (/no such key/i.test(thrown.message)) return [];
-  throw thrown;
-}
-
 /** `undefined` where there is no such key. Rejects with WRONGTYPE. */
-export async function watermarksOf({ connection }: PublishContext, { database, name }: Stream) {
-  const reply = await connection.command(database, ['XINFO', 'STREAM', name]).catch(missingAsEmpty);
-  const fields = byField(reply);
-  if (fields.size === 0) return undefined;
-  const top = fields.get('last-entry');
-  return {
-    /** Of the last entry that is there. */
-    topId: Array.isArray(top) ? parseEntryId(top[0] as Buffer, 'min')! : ENTRY_ID_ZERO,
-    lastId: parseEntryId(fields.get('last-generated-id') as Buffer, 'min')!,
-    maxDeletedId: parseEntryId(fields.get('max-deleted-entry-id') as Buffer, 'min')!,
-    added: fields.get('entries-added') as number,
-    length: fields.get('length') as number,
-  };
+export async function readPresent(connection: KvConnection, stream: Stream): Promise<StreamSnapshot | undefined> {
+  const state = await readStream(connection, stream);
+  if (state === 'other') throw new Error('WRONGTYPE a key of another type has the name');
+  return state === 'missing' ? undefined : state;
 }

@@ -3,6 +3,7 @@
  * its process died, or the ledger could not be told.
  */
 import type pg from 'pg';
+import { boundedPage } from '../../ledger/bounded-page.ts';
 import { ENTRY_ID_LENGTH } from '../../ledger/encoding/entry-id.ts';
 import type { AbandonedIntention } from '../../ledger/intention-store.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
@@ -69,7 +70,10 @@ async function hasMoved(pool: pg.Pool, connection: KvConnection, changeId: numbe
   for (const row of rows) {
     const target = { database: row.target_database, name: row.target_name };
     const { rows: entries } = await pool.query<{ id: Buffer; fields: Buffer }>(
-      `SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT ${TELLING_ROWS}`,
+      `SELECT id, fields FROM ${boundedPage(
+        `SELECT id, fields FROM holdfast.entry WHERE stream_id = $1 ORDER BY id DESC LIMIT ${TELLING_ROWS}`,
+        'DESC',
+      )} AS bounded`,
       [row.stream_id],
     );
     const [here, there] = [await readStream(connection, row), await readStream(connection, target)];

@@ -33,13 +33,8 @@ export class ClientChanges {
   async takeInGroup(stream: Stream, name: Buffer, replace: boolean): Promise<void> {
     const connection = await this.#connect();
     const text = name.toString('latin1');
-    const look = async (groups: readonly string[]) => {
-      const actual = await readStream(connection, stream, groups);
-      return typeof actual === 'string' ? undefined : actual.groups.get(text);
-    };
-    let group = await look([]);
-    // XPENDING only where there is something pending: for a group that was destroyed it would count as an error in INFO.
-    if (group !== undefined && group.pending > 0) group = await look([text]);
+    const actual = await readStream(connection, stream);
+    const group = typeof actual === 'string' ? undefined : actual.groups.get(text);
     const checkpointId = group === undefined ? undefined : checkpointOf(group);
     const state =
       group === undefined || checkpointId === undefined

@@ -5,6 +5,7 @@
  * is handed over to what has the place now. Where the KV store cannot be asked, all of it is.
  */
 import type pg from 'pg';
+import { boundedPage } from '../../ledger/bounded-page.ts';
 import { byteaArray } from '../../ledger/encoding/binary-array.ts';
 import { inPooledTransaction } from '../../ledger/in-transaction.ts';
 import type { EndIntention } from '../../ledger/intention-store.ts';
@@ -179,10 +180,11 @@ async function* committedSince(
 ): AsyncGenerator<{ readonly id: Buffer; readonly fields: Buffer }[]> {
   for (let last: Buffer = Buffer.alloc(0); ; ) {
     const { rows } = await client.query<{ id: Buffer; fields: Buffer }>(
-      `SELECT id, fields FROM holdfast.entry
-        WHERE stream_id = $1 AND id > $2 AND committed_at >= $3
-          AND NOT EXISTS (SELECT FROM holdfast.entry AS same WHERE same.stream_id = $4 AND same.id = entry.id)
-        ORDER BY id LIMIT ${PAGE_ROWS}`,
+      `SELECT id, fields FROM ${boundedPage(`
+         SELECT id, fields FROM holdfast.entry
+          WHERE stream_id = $1 AND id > $2 AND committed_at >= $3
+            AND NOT EXISTS (SELECT FROM holdfast.entry AS same WHERE same.stream_id = $4 AND same.id = entry.id)
+          ORDER BY id LIMIT ${PAGE_ROWS}`)} AS bounded ORDER BY id`,
       [stream_id, last, since, heir],
     );
     if (rows.length === 0) return;
