@@ -50,6 +50,8 @@ ${settingsHelp()}
     if (cluster.isWorker) return serveAsMember(config, log, reread, stopRequested);
     // A signal during the start must not leave children behind: it is heeded as soon as there is something to stop.
     const holdfast = await startHoldfast(config, log, reread);
+    // Everybody who waits for a promise answers for it; one that is left over concerns a single client, not all of them.
+    process.on('unhandledRejection', (thrown) => log.error({ err: thrown }, 'a fault that nobody waited for'));
     process.on('SIGHUP', () => {
       holdfast.reload().catch((error) => log.error({ reason: messageOf(error) }, 'the configuration was not taken'));
     });

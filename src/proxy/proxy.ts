@@ -103,7 +103,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     listener: options.upstreamListener ?? NO_LISTENER,
     log,
   });
-  const counters: ProxyCounters = { requests: 0, exchanges: 0, protocolErrors: 0, overflows: 0 };
+  const counters: ProxyCounters = { requests: 0, exchanges: 0, protocolErrors: 0, overflows: 0, faults: 0 };
   const context: SessionContext = {
     upstream,
     plans: planCommands(options.interceptors ?? []),

@@ -25,6 +25,8 @@ export interface Reply {
 
 const CR = 13;
 const EMPTY = Buffer.alloc(0);
+/** Servers stop a script's reply near 8,000 levels. */
+const NESTING_MAX = 10_000;
 
 function lineEnd(buffer: Buffer, from: number): number {
   const at = buffer.indexOf(CR, from);
@@ -32,7 +34,19 @@ function lineEnd(buffer: Buffer, from: number): number {
   return at;
 }
 
-function readAt(buffer: Buffer, start: number): Reply {
+/** An aggregate whose members are being read. */
+interface OpenAggregate {
+  readonly type: ReplyType;
+  readonly start: number;
+  readonly items: Reply[];
+  /** Members still to come. */
+  left: number;
+  /** Came before it. */
+  readonly attribute: Reply | undefined;
+}
+
+/** A scalar, a null or an empty aggregate that starts at `start`; else the number of members that follow the header. */
+function readOne(buffer: Buffer, start: number): Reply | number {
   const type = String.fromCharCode(buffer[start]!) as ReplyType;
   const end = lineEnd(buffer, start + 1);
   const next = end + 2;
@@ -71,30 +85,57 @@ function readAt(buffer: Buffer, start: number): Reply {
     case '%':
     case '|': {
       const count = Number(buffer.toString('latin1', start + 1, end));
-      if (count < 0) return { type, bytes: EMPTY, items: undefined, isNull: true, raw: buffer.subarray(start, next) };
-      const length = type === '%' || type === '|' ? count * 2 : count;
-      const items: Reply[] = [];
-      let at = next;
-      for (let i = 0; i < length; i += 1) {
-        const item = readAt(buffer, at);
-        items.push(item);
-        at += item.raw.length;
-      }
-      if (type === '|') {
-        const attribute: Reply = { type, bytes: EMPTY, items, isNull: false, raw: buffer.subarray(start, at) };
-        const reply = readAt(buffer, at);
-        return { ...reply, attribute, raw: buffer.subarray(start, at + reply.raw.length) };
-      }
-      return { type, bytes: EMPTY, items, isNull: false, raw: buffer.subarray(start, at) };
+      if (count > 0) return type === '%' || type === '|' ? count * 2 : count;
+      const items = count < 0 ? undefined : [];
+      return { type, bytes: EMPTY, items, isNull: count < 0, raw: buffer.subarray(start, next) };
     }
     default:
       throw new HoldfastError('ERR', `unknown reply type byte ${buffer[start]}`);
   }
 }
 
-/** Reads the one frame that starts at `start`. Throws `ERR` when it is incomplete or malformed. */
+/**
+ * Reads the one frame that starts at `start`. Throws `ERR` when it is incomplete, malformed or nested deeper than
+ * `NESTING_MAX`. A stack of its own: how deep a peer nests must not decide how deep this process calls.
+ */
 export function readReply(buffer: Buffer, start = 0): Reply {
-  return readAt(buffer, start);
+  const open: OpenAggregate[] = [];
+  let attribute: Reply | undefined;
+  let at = start;
+  for (;;) {
+    const one = readOne(buffer, at);
+    if (typeof one === 'number') {
+      if (open.length >= NESTING_MAX) {
+        throw new HoldfastError('ERR', `the reply is nested deeper than ${NESTING_MAX} levels; ask for less at once`);
+      }
+      const type = String.fromCharCode(buffer[at]!) as ReplyType;
+      open.push({ type, start: at, items: [], left: one, attribute });
+      attribute = undefined;
+      at = lineEnd(buffer, at + 1) + 2;
+      continue;
+    }
+    at += one.raw.length;
+    let reply: Reply = one;
+    for (;;) {
+      if (reply.type === '|') {
+        attribute ??= reply;
+        break;
+      }
+      if (attribute !== undefined) {
+        reply = { ...reply, attribute, raw: buffer.subarray(attribute.raw.byteOffset - buffer.byteOffset, at) };
+        attribute = undefined;
+      }
+      const parent = open.at(-1);
+      if (parent === undefined) return reply;
+      parent.items.push(reply);
+      parent.left -= 1;
+      if (parent.left > 0) break;
+      open.pop();
+      const raw = buffer.subarray(parent.start, at);
+      reply = { type: parent.type, bytes: EMPTY, items: parent.items, isNull: false, raw };
+      attribute = parent.attribute;
+    }
+  }
 }
 
 /** Whether a frame is `$-1` or `_`. */
@@ -111,10 +152,18 @@ export type ReplyValue = string | number | null | ReplyValue[];
 
 /** A reply as plain JavaScript values (bulk and simple strings as UTF-8 text, maps flat): for handshakes and tests. */
 export function replyValue(reply: Reply): ReplyValue {
-  if (reply.isNull) return null;
-  if (reply.items !== undefined) return reply.items.map(replyValue);
-  if (reply.type === ':') return Number(reply.bytes.toString('latin1'));
-  return reply.bytes.toString();
+  const roots: ReplyValue[] = [];
+  const left: { readonly reply: Reply; readonly into: ReplyValue[] }[] = [{ reply, into: roots }];
+  for (let next = left.pop(); next !== undefined; next = left.pop()) {
+    const { bytes, isNull, items, type } = next.reply;
+    if (isNull) next.into.push(null);
+    else if (items !== undefined) {
+      const into: ReplyValue[] = [];
+      next.into.push(into);
+      for (let i = items.length - 1; i >= 0; i -= 1) left.push({ reply: items[i]!, into });
+    } else next.into.push(type === ':' ? Number(bytes.toString('latin1')) : bytes.toString());
+  }
+  return roots[0]!;
 }
 
 /** A copy of an aggregate with other members: `items` are whole frames, as many as the aggregate had or fewer/more. */

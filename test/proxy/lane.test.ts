@@ -12,17 +12,20 @@ function recordingLane() {
   const told: string[] = [];
   const lane = new Lane(new PassThrough() as unknown as Socket, undefined, 1 << 20, () => undefined);
   lane.state = 'ready';
+  const fault = (thrown: unknown) => void told.push(`fault ${thrown}`);
   const owner: LaneOwner = {
     push: (frame) => void told.push(`push ${frame}`),
     rawBytes: () => undefined,
     laneClosed: (cause) => void told.push(`closed: ${cause.message}`),
     laneDrained: () => undefined,
+    fault,
   };
   lane.owner = owner;
   const receiver: ReplyReceiver = {
     deliver: (buffer, start, end) => void told.push(buffer.toString('latin1', start, end)),
     repliesDone: () => undefined,
     repliesLost: (count, partial) => void told.push(`${count} lost${partial ? ' within a reply' : ''}`),
+    fault,
   };
   return {
     lane,
@@ -30,7 +33,7 @@ function recordingLane() {
     plain: (count: number) => lane.sendPlain(receiver, request(['X']), 0, 0, count),
     whole: () =>
       lane.sendWhole(
-        { reply: (frame) => void told.push(`whole ${frame}`), lost: () => void told.push('lost') },
+        { reply: (frame) => void told.push(`whole ${frame}`), lost: () => void told.push('lost'), fault },
         request(['X']),
       ),
     /** `count` confirmations of `word`. */
@@ -46,6 +49,7 @@ function recordingLane() {
           },
           done: () => void told.push('all confirmed'),
           lost: () => void told.push('confirmations lost'),
+          fault,
         },
         request(['X']),
       );

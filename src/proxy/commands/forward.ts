@@ -40,6 +40,7 @@ export function forwardMulti(session: Session, request: Request): void {
         if (receiver === session) session.output.write(encode.OK);
         session.repliesDone(count);
       },
+      fault: (thrown) => session.fault(thrown),
     },
     request.bytes,
     0,
@@ -65,6 +66,7 @@ export function forwardEnd(session: Session, request: Request): void {
       },
       repliesDone: (count) => receiver.repliesDone(count),
       repliesLost: (count, partial, cause) => receiver.repliesLost(count, partial, cause),
+      fault: (thrown) => session.fault(thrown),
     },
     request.bytes,
     0,
@@ -183,10 +185,7 @@ export function intercept(session: Session, exchange: PendingExchange, request: 
           if (session.closed) exchange.discard();
           else step(i + 1);
         })
-        .catch((thrown) => {
-          session.log.error({ err: thrown }, 'an interceptor failed');
-          session.close(`an interceptor failed: ${messageOf(thrown)}`);
-        });
+        .catch((thrown) => session.fault(thrown));
       return;
     }
     done();
@@ -246,11 +245,13 @@ function sendElsewhere(session: Session, exchange: PendingExchange, database: nu
   const { credentials, protocol } = session;
   const lanes = session.context.upstream.laneSet({ credentials, database, protocol });
   session.inFlight += 1;
-  resendOn(session, lanes, exchange.args).then(
-    (reply) => exchange.reply(reply),
-    (thrown) =>
-      exchange.lost(thrown instanceof HoldfastError ? thrown : new HoldfastError('KVDOWN', messageOf(thrown))),
-  );
+  resendOn(session, lanes, exchange.args)
+    .then(
+      (reply) => exchange.reply(reply),
+      (thrown) =>
+        exchange.lost(thrown instanceof HoldfastError ? thrown : new HoldfastError('KVDOWN', messageOf(thrown))),
+    )
+    .catch((thrown) => session.fault(thrown));
 }
 
 function refusal(session: Session, thrown: unknown): Buffer {

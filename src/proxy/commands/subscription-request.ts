@@ -121,6 +121,10 @@ export class SubscriptionRequest implements OwedConfirmations {
     session.replyDone();
   }
 
+  fault(thrown: unknown): void {
+    this.session.fault(thrown);
+  }
+
   /** Answers the client with an error in place of what is not confirmed. */
   fail(reply: Buffer): void {
     const seen = this.exchange?.confirmation(reply) ?? reply;

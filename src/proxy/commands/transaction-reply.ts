@@ -63,6 +63,10 @@ export class TransactionReply implements OwedTransaction {
     this.exchange.lost(cause, clientId);
   }
 
+  fault(thrown: unknown): void {
+    this.session.fault(thrown);
+  }
+
   private confirm({ command, names }: QueuedSubscription, frame: Buffer, reply: Reply): void {
     const { subscriptions } = this.session;
     this.left = (this.left ?? subscriptions.due(command, names)) - 1;

@@ -78,6 +78,10 @@ export class GlancedRun {
     this.exchange().reply(frame);
   }
 
+  fault(thrown: unknown): void {
+    this.host.fault(thrown);
+  }
+
   /** The next reply will not come. */
   lost(cause: HoldfastError): void {
     this.exchange().lost(cause);

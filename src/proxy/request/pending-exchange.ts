@@ -28,6 +28,8 @@ export interface ExchangeHost {
   replyDone(): void;
   resend(args: readonly Buffer[]): Promise<Buffer>;
   run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer>;
+  /** A mistake of Holdfast's own while the exchange was settled. */
+  fault(thrown: unknown): void;
 }
 
 export type ReplyMode = 'on' | 'off' | 'skip';
@@ -139,7 +141,7 @@ export class PendingExchange implements Exchange, OwedReply {
         this.discard();
         this.slot = -1;
       }
-      this.settle(this.transform(frame));
+      this.settle(guard(() => this.transform(frame)));
     }
     // Last: who waits until everything was answered writes behind this reply.
     this.host.replyDone();
@@ -147,9 +149,13 @@ export class PendingExchange implements Exchange, OwedReply {
 
   /** EXEC's reply, as the parts that its members are. */
   replyMembers(parts: readonly Buffer[]): void {
-    const members = this.transformParts(parts);
+    const members = guard(() => this.transformParts(parts));
     this.settle(members instanceof Promise ? members.then((reply) => this.chain(reply)) : this.chain(members));
     this.host.replyDone();
+  }
+
+  fault(thrown: unknown): void {
+    this.host.fault(thrown);
   }
 
   lost(cause: HoldfastError, clientId?: number): void {

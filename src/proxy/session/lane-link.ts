@@ -51,16 +51,20 @@ function awaitLane(session: Session, pin: number, action: () => void, refused: (
         if (dedicated) set.release(ready, true);
         return;
       }
-      // Somebody else may have waited too, and have found one.
-      if (dedicated && laneFits(session, pin)) set.release(ready, true);
-      else if (dedicated) enterDedicated(session, set, ready);
-      else session.lane = ready;
-      proceed();
+      session.guarded(() => {
+        // Somebody else may have waited too, and have found one.
+        if (dedicated && laneFits(session, pin)) set.release(ready, true);
+        else if (dedicated) enterDedicated(session, set, ready);
+        else session.lane = ready;
+        proceed();
+      });
     },
     failed: (cause, byServer) => {
       session.endWait = undefined;
-      refused(encode.error(byServer ? cause.message : cause.toReplyText()));
-      session.lift(Hold.lane);
+      session.guarded(() => {
+        refused(encode.error(byServer ? cause.message : cause.toReplyText()));
+        session.lift(Hold.lane);
+      });
     },
   });
 }
@@ -81,7 +85,7 @@ function laneFits(session: Session, pin: number): boolean {
 export function holdForCongestion(session: Session, lane: Lane): void {
   if (session.holds & Hold.congestion) return;
   session.hold(Hold.congestion);
-  lane.drainWaiters.add(() => session.lift(Hold.congestion));
+  lane.drainWaiters.add(() => session.guarded(() => session.lift(Hold.congestion)));
 }
 
 function enterDedicated(session: Session, set: LaneSet, lane: Lane): void {
@@ -123,7 +127,7 @@ export function attachDedicated(session: Session): void {
       failWaiting(session, reply);
       if ((session.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) === 0) return;
       clearTimeout(session.attachTimer);
-      session.attachTimer = setTimeout(() => attachDedicated(session), ATTACH_RETRY_MS);
+      session.attachTimer = setTimeout(() => session.guarded(() => attachDedicated(session)), ATTACH_RETRY_MS);
     },
   );
 }
@@ -142,7 +146,7 @@ export async function resendOn(session: Session, set: LaneSet, args: readonly Bu
   session.resendLanes.add(lane);
   try {
     return await new Promise<Buffer>((resolve, reject) => {
-      lane.sendWhole({ reply: resolve, lost: reject }, encode.request(args));
+      lane.sendWhole({ reply: resolve, lost: reject, fault: reject }, encode.request(args));
     });
   } finally {
     session.resendLanes.delete(lane);

@@ -39,6 +39,8 @@ export interface ProxyCounters {
   exchanges: number;
   protocolErrors: number;
   overflows: number;
+  /** Clients closed for a mistake of Holdfast's own. */
+  faults: number;
 }
 
 /** Why a session takes no further request. */

@@ -110,9 +110,15 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.context = context;
     this.log = context.log;
     this.input = new SessionInput(this);
-    this.receive = this.input.receive;
+    this.receive = (buffer, length) => {
+      try {
+        this.input.receive(buffer, length);
+      } catch (thrown) {
+        this.fault(thrown);
+      }
+    };
     this.output = new SessionOutput(socket, context.limits.outputBytesMax, {
-      slow: () => this.slowReader(),
+      slow: () => this.guarded(() => this.slowReader()),
       overflow: () => {
         context.counters.overflows += 1;
         this.log.warn(
@@ -121,12 +127,13 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         );
         this.close(`its output buffer exceeded ${context.limits.outputBytesMax} bytes`);
       },
-      finished: () => this.linger(),
+      finished: () => this.guarded(() => this.linger()),
     });
     this.sink = {
       deliver: () => undefined,
       repliesDone: (count) => this.repliesDone(count),
       repliesLost: (count) => this.repliesDone(count),
+      fault: (thrown) => this.fault(thrown),
     };
     this.remoteAddress = socket.remoteAddress;
     this.remotePort = socket.remotePort;
@@ -135,8 +142,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.fd = (socket as { _handle?: { fd?: number } })._handle?.fd ?? -1;
     this.unixPath = unixPath;
     if (context.pooling === 'session') this.pins = Pin.pooling;
-    socket.on('drain', () => this.outputDrained());
-    socket.on('end', () => this.clientEnd());
+    socket.on('drain', () => this.guarded(() => this.outputDrained()));
+    socket.on('end', () => this.guarded(() => this.clientEnd()));
     socket.on('error', (thrown) => this.close(`its connection failed: ${messageOf(thrown)}`));
     socket.on('close', () => this.close('it closed the connection'));
   }
@@ -246,7 +253,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if ((this.holds & reason) === 0) return;
     this.holds &= ~reason;
     if (this.closed) return;
-    if (this.holds === 0) this.input.resume();
+    if (this.holds === 0) this.guarded(() => this.input.resume());
     if (this.closed) return;
     if (this.socketPaused && (this.holds === 0 || this.readsOn)) {
       this.socketPaused = false;
@@ -277,6 +284,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
         if (!this.leaving) then?.(undefined);
         this.replyDone();
       },
+      fault: (thrown) => this.fault(thrown),
     };
     this.lane!.sendWhole(task, encode.request(args));
   }
@@ -371,7 +379,11 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.replyDone();
     };
     // Behind what a client that is gone was blocked on, nothing is answered any more.
-    this.lane.whenReached({ reply: reached, lost: () => (this.leaving ? this.replyDone() : reached()) });
+    this.lane.whenReached({
+      reply: reached,
+      lost: () => (this.leaving ? this.replyDone() : reached()),
+      fault: (thrown) => this.fault(thrown),
+    });
   }
 
   /** Writes a reply of the session's own in its turn, unless the client wants none. */
@@ -463,7 +475,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.output.finish();
     };
     // A message that the client published itself follows in the same read.
-    this.whenQuiet(() => (this.pins & Pin.subscribed ? setImmediate(end) : end()));
+    this.whenQuiet(() => (this.pins & Pin.subscribed ? setImmediate(() => this.guarded(end)) : end()));
   }
 
   /**
@@ -491,8 +503,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     if (this.holds === 0 || this.closed) return;
     const taken = this.commandsTotal;
     this.blockedTimer = setTimeout(() => {
-      if (this.commandsTotal === taken && this.pins & Pin.blocking) this.finishBlocked();
-      this.watchBlocked();
+      this.guarded(() => {
+        if (this.commandsTotal === taken && this.pins & Pin.blocking) this.finishBlocked();
+        this.watchBlocked();
+      });
     }, LINGER_MS);
   }
 
@@ -510,6 +524,26 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.laneDirty = true;
     this.lane?.finish();
     return true;
+  }
+
+  /** A mistake of Holdfast's own in what it does for this client: it ends with this client, and nobody else. */
+  fault(thrown: unknown): void {
+    if (this.closed) return;
+    this.context.counters.faults += 1;
+    this.log.error(
+      { client: this.id, command: this.lastCommand, err: thrown },
+      'client closed: a fault in its session',
+    );
+    this.close(`a fault in its session: ${messageOf(thrown)}`);
+  }
+
+  /** Runs what a timer, a socket or somebody else's session begins in this one. */
+  guarded(action: () => void): void {
+    try {
+      action();
+    } catch (thrown) {
+      this.fault(thrown);
+    }
   }
 
   /** The one teardown. `reason` completes "the client was closed because …". */

@@ -18,7 +18,8 @@
  * is lifted out and follows it, as servers since 7.2 have it: clients read it right, and what it invalidates is newer than
  * what the reply holds.
  *
- * Invariant: every entry is either answered in order or told `lost`, once.
+ * Invariant: every entry is either answered in order or told `lost`, once. What somebody throws at that ends their own session,
+ * not the lane: others have replies behind it.
  */
 import type { Socket } from 'node:net';
 import { HoldfastError } from '../../errors.ts';
@@ -26,6 +27,7 @@ import { ReplyScanner } from '../../resp/reply-scanner.ts';
 import { OutBuffer } from '../io/send-buffer.ts';
 import type { ReadBuffer } from '../io/socket-reader.ts';
 import {
+  type Contained,
   type GlancedReplies,
   Owed,
   type OwedConfirmations,
@@ -36,7 +38,7 @@ import {
 } from './reply-queue.ts';
 
 /** The one session of a dedicated lane. */
-export interface LaneOwner {
+export interface LaneOwner extends Contained {
   /** A push frame. */
   push(frame: Buffer): void;
   /** Raw mode: bytes as they come. */
@@ -216,7 +218,7 @@ export class Lane {
     let at = 0;
     while (at < length) {
       if (this.raw && this.queue.size === 0 && this.mode === BETWEEN) {
-        this.owner?.rawBytes(at === 0 ? buffer : buffer.subarray(at, length), length - at);
+        this.passRaw(at === 0 ? buffer : buffer.subarray(at, length), length - at);
         return;
       }
       if (this.mode === BETWEEN) {
@@ -264,11 +266,13 @@ export class Lane {
       const glances = this.queue.glances[slot];
       const confirmations = this.queue.confirmations[slot];
       this.queue.pop();
-      confirmations?.lost(cause);
+      if (confirmations !== undefined) contain(confirmations, () => confirmations.lost(cause));
       if (glances !== undefined && !(first && partial)) {
-        for (let i = 0; i < count; i += 1) glances.lost(cause);
-      } else if (kind === Owed.plain || kind === Owed.glanced) receiver?.repliesLost(count, first && partial, cause);
-      else task?.lost(cause, this.clientId);
+        for (let i = 0; i < count; i += 1) contain(glances, () => glances.lost(cause));
+      } else if (kind === Owed.plain || kind === Owed.glanced) {
+        const cut = first && partial;
+        if (receiver !== undefined) contain(receiver, () => receiver.repliesLost(count, cut, cause));
+      } else if (task !== undefined) contain(task, () => task.lost(cause, this.clientId));
       first = false;
     }
     this.parts = [];
@@ -279,7 +283,7 @@ export class Lane {
     this.onClosed(this, cause);
     const owner = this.owner;
     this.owner = undefined;
-    owner?.laneClosed(cause);
+    if (owner !== undefined) contain(owner, () => owner.laneClosed(cause));
   }
 
   /**
@@ -310,7 +314,8 @@ export class Lane {
     const waiters = [...this.drainWaiters];
     this.drainWaiters.clear();
     for (const waiter of waiters) waiter();
-    this.owner?.laneDrained();
+    const { owner } = this;
+    if (owner !== undefined) contain(owner, () => owner.laneDrained());
   };
 
   private readPlain(buffer: Buffer, start: number, length: number): number {
@@ -339,21 +344,55 @@ export class Lane {
         if (!scanner.complete) break;
         done += 1;
         if (uniform) bytes += this.glancedBytes;
-        else glances.answered(1, this.glancedBytes);
+        else this.tellAnswered(glances, 1, this.glancedBytes);
       } while (done < owed && at < length && buffer[at] !== PUSH && !isTaken(glances, buffer, at, length));
-      if (uniform && done > 0) glances.answered(done, bytes);
+      if (uniform && done > 0) this.tellAnswered(glances, done, bytes);
     }
     if (scanner.malformed) return this.notResp(length);
     if (scanner.complete) this.mode = BETWEEN;
     else if (scanner.pushAhead) this.beginLifted(IN_PLAIN);
-    if (at > start) receiver?.deliver(buffer, start, at, this.readBuffer);
-    if (done > 0) {
+    if (receiver !== undefined && at > start) this.deliver(receiver, buffer, start, at);
+    if (done > 0 && !this.isClosed()) {
       if (onlyOne) this.passLifted(this.owner);
+      if (this.isClosed()) return at;
       this.queue.counts[slot] = owed - done;
       if (done === owed) this.queue.pop();
-      receiver?.repliesDone(done);
+      if (receiver !== undefined) this.tellDone(receiver, done);
     }
     return at;
+  }
+
+  private deliver(receiver: ReplyReceiver, buffer: Buffer, start: number, end: number): void {
+    try {
+      receiver.deliver(buffer, start, end, this.readBuffer);
+    } catch (thrown) {
+      receiver.fault(thrown);
+    }
+  }
+
+  private tellDone(receiver: ReplyReceiver, replies: number): void {
+    try {
+      receiver.repliesDone(replies);
+    } catch (thrown) {
+      receiver.fault(thrown);
+    }
+  }
+
+  private tellAnswered(glances: GlancedReplies, replies: number, bytes: number): void {
+    try {
+      glances.answered(replies, bytes);
+    } catch (thrown) {
+      glances.fault(thrown);
+    }
+  }
+
+  private passRaw(buffer: Buffer, length: number): void {
+    const { owner } = this;
+    if (owner !== undefined) contain(owner, () => owner.rawBytes(buffer, length));
+  }
+
+  private passPush(owner: LaneOwner | undefined, frame: Buffer): void {
+    if (owner !== undefined) contain(owner, () => owner.push(frame));
   }
 
   private readWhole(buffer: Buffer, start: number, length: number): number {
@@ -371,7 +410,7 @@ export class Lane {
     const mode = this.mode;
     this.mode = BETWEEN;
     const { owner } = this;
-    if (mode === IN_PUSH) owner?.push(frame);
+    if (mode === IN_PUSH) this.passPush(owner, frame);
     else if (mode === IN_CONFIRM) this.takeConfirmation(frame);
     else if (mode === IN_MEMBERS) this.takeMember(frame);
     else this.takeReply(frame);
@@ -402,7 +441,7 @@ export class Lane {
   private passLifted(owner: LaneOwner | undefined): void {
     const { lifted } = this;
     this.lifted = [];
-    for (const push of lifted) owner?.push(push);
+    for (const push of lifted) this.passPush(owner, push);
   }
 
   private notResp(length: number): number {
@@ -412,9 +451,11 @@ export class Lane {
 
   private takeConfirmation(frame: Buffer): void {
     const confirmations = this.queue.confirmations[this.queue.head]!;
-    if (!confirmations.confirmed(frame) || this.isClosed()) return;
-    this.queue.pop();
-    confirmations.done();
+    contain(confirmations, () => {
+      if (!confirmations.confirmed(frame) || this.isClosed()) return;
+      this.queue.pop();
+      confirmations.done();
+    });
   }
 
   private takeMember(frame: Buffer): void {
@@ -429,7 +470,7 @@ export class Lane {
       return;
     }
     this.queue.pop();
-    task.reply(NOTHING);
+    contain(task, () => task.reply(NOTHING));
   }
 
   private takeReply(frame: Buffer): void {
@@ -437,11 +478,15 @@ export class Lane {
     if (glances !== undefined) {
       this.queue.counts[this.queue.head]! -= 1;
       if (this.queue.counts[this.queue.head] === 0) this.queue.pop();
-      glances.take(frame);
+      contain(glances, () => glances.take(frame));
     } else {
       const task = this.queue.tasks[this.queue.head]!;
       this.queue.pop();
-      task.reply(frame);
+      try {
+        task.reply(frame);
+      } catch (thrown) {
+        task.fault(thrown);
+      }
     }
   }
 
@@ -489,8 +534,17 @@ export class Lane {
     while (this.queue.size > 0 && this.queue.kinds[this.queue.head] === Owed.local) {
       const task = this.queue.tasks[this.queue.head]!;
       this.queue.pop();
-      task.reply(NOTHING);
+      contain(task, () => task.reply(NOTHING));
     }
+  }
+}
+
+/** What `called` throws concerns `whose` session, not the lane. */
+function contain(whose: Contained, called: () => void): void {
+  try {
+    called();
+  } catch (thrown) {
+    whose.fault(thrown);
   }
 }
 

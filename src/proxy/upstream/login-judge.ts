@@ -5,7 +5,7 @@
  * One at a time. A server since 7.2 does not answer an AUTH that it refuses while another reply is still on its way to the
  * same connection, and the verdict on somebody else would be taken for this one.
  */
-import type { HoldfastError } from '../../errors.ts';
+import { HoldfastError, messageOf } from '../../errors.ts';
 import { request } from '../../resp/encode.ts';
 import type { Lane } from './lane.ts';
 
@@ -64,6 +64,10 @@ export class LoginJudge {
           },
           lost: (cause) => {
             lost(cause);
+            settled();
+          },
+          fault: (thrown) => {
+            lost(new HoldfastError('ERR', messageOf(thrown)));
             settled();
           },
         },

@@ -5,8 +5,16 @@
 import type { HoldfastError } from '../../errors.ts';
 import type { ReadBuffer } from '../io/socket-reader.ts';
 
+/**
+ * Whoever a lane calls. What they throw is theirs alone: the lane goes on for everybody else, and tells them of it.
+ */
+export interface Contained {
+  /** One of its other methods threw. Must not throw. */
+  fault(thrown: unknown): void;
+}
+
 /** Where the bytes of plain replies go. */
-export interface ReplyReceiver {
+export interface ReplyReceiver extends Contained {
   /** Replies or a part of one. `readBuffer` is given where a view of the bytes may be retained instead of copied. */
   deliver(buffer: Buffer, start: number, end: number, readBuffer: ReadBuffer | undefined): void;
   /** `count` plain replies are complete. */
@@ -16,7 +24,7 @@ export interface ReplyReceiver {
 }
 
 /** Somebody who waits for one whole reply, or for their turn. */
-export interface OwedReply {
+export interface OwedReply extends Contained {
   /** The whole reply; an empty buffer for a `local` entry. */
   reply(frame: Buffer): void;
   /** `clientId`: of the connection that broke, as the KV store knows it. */
@@ -32,7 +40,7 @@ export interface OwedTransaction extends OwedReply {
 }
 
 /** A SUBSCRIBE or its kin. What the server says decides how many confirmations there are. */
-export interface OwedConfirmations {
+export interface OwedConfirmations extends Contained {
   /** The first word of its confirmations. */
   readonly word: Buffer;
   /** Each confirmation, or the one error in their place. Gives whether it was the last; then `done` follows. */
@@ -42,7 +50,7 @@ export interface OwedConfirmations {
 }
 
 /** Somebody who counts replies, and takes those that are null or errors. Called once for each, in order. */
-export interface GlancedReplies {
+export interface GlancedReplies extends Contained {
   /** Replies that are null are not taken. */
   readonly errorsOnly: boolean;
   /** Replies in a row can be told of together. */

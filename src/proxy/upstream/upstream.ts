@@ -120,7 +120,13 @@ export class Upstream {
     this.listener = options.listener;
     this.log = options.log;
     this.stallTimer = setInterval(() => {
-      for (const set of this.sets.values()) set.tick();
+      for (const set of this.sets.values()) {
+        try {
+          set.tick();
+        } catch (thrown) {
+          this.log.error({ err: thrown }, 'a fault in watching the lanes of a user');
+        }
+      }
     }, STALL_CHECK_MS);
     this.stallTimer.unref();
   }
@@ -196,7 +202,14 @@ export class Upstream {
     let lane: Lane | undefined;
     let settled = false;
     let cause: HoldfastError | undefined;
-    const reader = (buffer: Buffer, length: number): void => lane?.read(buffer, length);
+    const reader = (buffer: Buffer, length: number): void => {
+      try {
+        lane?.read(buffer, length);
+      } catch (thrown) {
+        this.log.error({ err: thrown }, 'a connection to the KV store is closed: a fault in reading it');
+        end(new HoldfastError('KVDOWN', `Holdfast failed internally: ${messageOf(thrown)}`));
+      }
+    };
     const socket = this.open(readBuffer ?? this.sharedReadBuffer, reader);
     socket.setNoDelay(true);
     socket.setKeepAlive(true, 60_000);
@@ -300,7 +313,11 @@ export class Upstream {
   private handshake(lane: Lane, identity: LaneIdentity, done: (facts: ServerFacts) => void): void {
     const refuse = (text: string): void => lane.close(new HoldfastError('REFUSED', text));
     const ask = (args: readonly (Buffer | string)[], reply: (frame: Buffer) => void): void => {
-      const task: OwedReply = { reply, lost: () => undefined };
+      const task: OwedReply = {
+        reply,
+        lost: () => undefined,
+        fault: (thrown) => lane.close(new HoldfastError('KVDOWN', messageOf(thrown))),
+      };
       lane.sendWhole(task, request(args));
     };
     const { credentials } = identity;
