@@ -7,6 +7,7 @@ import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { type Address, formatAddress } from '../config/address.ts';
 import { HoldfastError, messageOf } from '../errors.ts';
+import { keepRoom } from './connection-room.ts';
 
 export interface Readiness {
   readonly ready: boolean;
@@ -29,7 +30,12 @@ export interface HttpServer {
   stop(): Promise<void>;
 }
 
+const HEADERS_TIMEOUT_MS = 5_000;
 const REQUEST_TIMEOUT_MS = 10_000;
+/** Between two looks at these. */
+const TIMEOUT_CHECK_MS = 1_000;
+/** Of a client that does not read its answer. */
+const SILENCE_MAX_MS = 30_000;
 const CONNECTIONS_MAX = 200;
 
 function answer(response: ServerResponse, status: number, contentType: string, body: string): void {
@@ -63,14 +69,20 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     }
   }
 
-  const server = createServer({ requestTimeout: REQUEST_TIMEOUT_MS }, (request, response) => {
+  const timeouts = {
+    headersTimeout: HEADERS_TIMEOUT_MS,
+    requestTimeout: REQUEST_TIMEOUT_MS,
+    connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+  };
+  const server = createServer(timeouts, (request, response) => {
     route(request, response).catch((error: unknown) => {
       log.error({ err: error, url: request.url }, 'an HTTP request failed');
       if (response.headersSent) response.destroy();
       else json(response, 500, { error: messageOf(error) });
     });
   });
-  server.maxConnections = CONNECTIONS_MAX;
+  server.setTimeout(SILENCE_MAX_MS);
+  keepRoom(server, CONNECTIONS_MAX);
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) =>
       reject(new HoldfastError('CONFIG', `http: ${formatAddress(options.address)}: ${messageOf(error)}`)),

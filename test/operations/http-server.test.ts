@@ -1,4 +1,6 @@
-import { connect } from 'node:net';
+import { once } from 'node:events';
+import { Agent, get } from 'node:http';
+import { connect, type Socket } from 'node:net';
 import { pino } from 'pino';
 import { afterEach, describe, expect, it } from 'vitest';
 import { formatAddress } from '../../src/config/address.ts';
@@ -54,6 +56,58 @@ describe('the HTTP server', () => {
       expect(text).toContain('holdfast_nodejs_eventloop_lag_seconds');
     }
   });
+
+  it.each([
+    ['that begin a request', 'GET /status HTTP/1.1\r\nHost: x\r\n'],
+    ['that say nothing', ''],
+    ['whose request takes long', 'GET /status HTTP/1.1\r\nHost: x\r\n\r\n'],
+  ])('answers for its health past 250 connections of another peer %s, and of the same', async (_, sent) => {
+    let finish = (): void => undefined;
+    const slow = new Promise<void>((resolve) => {
+      finish = resolve;
+    });
+    const url = await start({ status: () => slow });
+    const port = Number(new URL(url).port);
+    const sockets: Socket[] = [];
+    const open = async (localAddress: string): Promise<void> => {
+      const socket = connect({ port, host: '127.0.0.1', localAddress });
+      socket.on('error', () => undefined);
+      sockets.push(socket);
+      await once(socket, 'connect');
+      socket.write(sent);
+    };
+    const client = new Agent({ keepAlive: true, maxSockets: 1 });
+    const health = (): Promise<number | undefined> =>
+      new Promise((resolve, reject) => {
+        const asked = get(`${url}/healthz`, { agent: client }, (response) => {
+          response.resume();
+          response.once('end', () => resolve(response.statusCode));
+        });
+        asked.on('error', reject);
+      });
+    expect(await health()).toBe(200);
+    for (let opened = 0; opened < 250; opened += 1) await open('127.0.0.2');
+    // On the connection that it had: another peer's many did not push it out.
+    expect(await health()).toBe(200);
+    for (let opened = 0; opened < 250; opened += 1) await open('127.0.0.1');
+    expect((await fetch(`${url}/healthz`)).status).toBe(200);
+    finish();
+    client.destroy();
+    for (const socket of sockets) socket.destroy();
+  });
+
+  it('closes a connection whose request does not end', async () => {
+    const url = await start();
+    const socket = connect({ port: Number(new URL(url).port), host: '127.0.0.1' });
+    socket.write('GET /healthz HTTP/1.1\r\nHost: x\r\n');
+    const closed = once(socket, 'close');
+    let answer = '';
+    socket.on('data', (bytes) => {
+      answer += bytes.toString();
+    });
+    await closed;
+    expect(answer).toMatch(/^HTTP\/1.1 408 /);
+  }, 20_000);
 
   it('answers a failure, an unknown path and a writing method with their codes, and goes on', async () => {
     const url = await start({ status: () => Promise.reject(new Error('broken')) });
