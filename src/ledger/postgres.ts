@@ -1,12 +1,13 @@
 /**
- * The connection to Postgres: a pool, and whether it answers. `available` is a fact to branch on without waiting: a failed
- * statement makes a probe, which decides; while it fails it is repeated.
+ * The connection to Postgres: a pool, and whether it answers and takes entries. `available` is a fact to branch on without waiting: a
+ * failed statement makes a probe, which decides; while it fails it is repeated.
  */
 import type { Socket } from 'node:net';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import { messageOf } from '../errors.ts';
 import { isContention, isRetryable } from './sqlstate.ts';
+import { probeWrite } from './write-probe.ts';
 
 const PROBE_MS = 200;
 const PROBE_TIMEOUT_MS = 500;
@@ -81,26 +82,26 @@ export function connectPostgres(options: {
   const probe = (): void => {
     if (closed || probing) return;
     probing = true;
-    const slow = setTimeout(() => become(false), PROBE_TIMEOUT_MS);
-    pool.query('SELECT 1').then(
+    const slow = setTimeout(() => become(false, `no answer within ${PROBE_TIMEOUT_MS} ms`), PROBE_TIMEOUT_MS);
+    probeWrite(pool).then(
       () => {
         clearTimeout(slow);
         probing = false;
         become(true);
       },
-      () => {
+      (thrown: unknown) => {
         clearTimeout(slow);
         probing = false;
-        become(false);
+        become(false, messageOf(thrown));
         if (!closed) next = setTimeout(probe, PROBE_MS);
       },
     );
   };
 
-  const become = (now: boolean): void => {
+  const become = (now: boolean, reason?: string): void => {
     if (now !== available && !closed) {
-      if (now) options.log.warn('the ledger answers again');
-      else options.log.error('the ledger does not answer');
+      if (now) options.log.warn('the ledger takes entries again');
+      else options.log.error({ err: reason }, 'the ledger takes no entries');
     }
     available = now;
     if (now) for (const wake of [...waiting]) wake();
