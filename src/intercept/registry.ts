@@ -36,7 +36,7 @@ export interface InterceptorParts {
 export function createInterceptors(parts: InterceptorParts): Interceptor[] {
   const ledgered = () => parts.ledger.ledger.streams.all();
   return [
-    ...scopeInterceptors(parts.scripts, ledgered),
+    ...scopeInterceptors(parts.scripts, ledgered, Buffer.from(parts.ledger.ledger.identity)),
     holdfastCommand([
       holdfastScope(parts.cache.invalidations, ledgered),
       holdfastWith(),

@@ -136,12 +136,6 @@ const findDebug: NameFinder = (args, found) => {
   for (let at = 2; at < end; at += 1) found(at, 'key');
 };
 
-/** MATCH patterns; where there is none, `rewriteRequest` adds one. */
-const findScan: NameFinder = (args, found) => {
-  for (let at = 2; at < args.length; at += 2)
-    if (wordAt(args, at) === 'match' && at + 1 < args.length) found(at + 1, 'pattern');
-};
-
 /** CLIENT TRACKING ON|OFF [REDIRECT id] [PREFIX prefix …] …; `networking.c`, `clientCommand`. */
 const findTracking: NameFinder = (args, found) => {
   for (let at = 3; at < args.length; at += 1) {
@@ -161,7 +155,6 @@ const FINDERS: Readonly<Record<Finder, NameFinder>> = {
   keys: (args, found) => {
     if (args.length > 1) found(1, 'pattern');
   },
-  scan: findScan,
   publish: (args, found) => {
     if (args.length > 1) found(1, 'channel');
   },

@@ -19,7 +19,6 @@ export interface RewrittenRequest {
 
 const STAR = 42;
 const DEBUG_SUBCOMMANDS = new Set(['object', 'digest-value']);
-const MATCH = Buffer.from('MATCH');
 const ANYTHING = Buffer.from('*');
 const PREFIX = Buffer.from('PREFIX');
 
@@ -87,9 +86,6 @@ function groupOption(args: readonly Buffer[]): number {
 /** Where a request names nothing and thereby means everything, it is made to mean the scope. */
 function addDefaultNames(scope: Scope, finder: string, args: Buffer[]): void {
   switch (finder) {
-    case 'scan':
-      if (args.length > 1) args.splice(2, 0, MATCH, physicalName(scope, ANYTHING, 'pattern'));
-      return;
     case 'pubsub-pattern':
       args.push(physicalName(scope, ANYTHING, 'pattern'));
       return;

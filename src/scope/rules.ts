@@ -43,7 +43,6 @@ export type Finder =
   | 'migrate'
   | 'debug'
   | 'keys'
-  | 'scan'
   | 'publish'
   | 'pubsub-pattern'
   | 'pubsub-channels'
@@ -67,6 +66,7 @@ export type Special =
   | 'flushall'
   | 'dbsize'
   | 'randomkey'
+  | 'scan'
   | 'whoami';
 
 export type ScopeRule =
@@ -133,7 +133,6 @@ const FOUND: Readonly<Record<string, readonly [finder: Finder, reply: ReplyShape
   ],
   debug: ['debug', 'none', 'OBJECT and DIGEST-VALUE only'],
   keys: ['keys', 'keys', 'pattern inside the scope'],
-  scan: ['scan', 'scan', 'MATCH inside the scope; pages may be empty'],
   publish: ['publish', 'none', 'channel'],
   spublish: ['publish', 'none', 'channel'],
   'pubsub|channels': ['pubsub-pattern', 'channels', 'channels of the scope'],
@@ -169,6 +168,7 @@ const SPECIAL: Readonly<Record<string, readonly [special: Special, remark: strin
   flushall: ['flushall', 'SCAN and UNLINK of the scope in every database, in batches'],
   dbsize: ['dbsize', 'counts the scope, by SCAN'],
   randomkey: ['randomkey', 'from the scope, by SCAN'],
+  scan: ['scan', 'MATCH inside the scope, pages filled from it; everything at once in transactions and scripts'],
   'acl|whoami': ['whoami', "Holdfast's name of the user"],
 };
 

@@ -55,9 +55,9 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'SCAN gives names as they are',
-    file: 'src/scope/rewrite-reply.ts',
-    find: "return aggregate('*', [reply.items![0]!.raw, names(reply.items![1]!, (name) => logicalKey(scope, name))]);",
-    replace: 'return frame;',
+    file: 'src/intercept/scope/scan.ts',
+    find: 'const key = logicalKey(scope, bytes);',
+    replace: 'const key = bytes;',
   },
   {
     name: 'errors are passed on as they are',

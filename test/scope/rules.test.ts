@@ -67,7 +67,6 @@ describe('the scope table', () => {
       'key b',
     ]);
     expect(found('MIGRATE', 'h', '1', 'k', '0', '1', 'COPY')).toEqual(['key k']);
-    expect(found('SCAN', '0', 'COUNT', 'MATCH', 'MATCH', 'x*')).toEqual(['pattern x*']);
     expect(found('ZUNIONSTORE', 'd', '2', 'a', 'b', 'WEIGHTS', '1', '2')).toEqual(['key d', 'key a', 'key b']);
   });
 

@@ -93,7 +93,7 @@ export async function startScopedProxy(kvPort: number, options: ScopedProxyOptio
   const { port, proxy: running } = await front(kvPort, {
     listen: listenerScopes.map(() => ({ port: 0 })),
     interceptors: [
-      ...scopeInterceptors(createScriptRegistry(admin), ledgered),
+      ...scopeInterceptors(createScriptRegistry(admin), ledgered, Buffer.from('secret')),
       holdfastCommand([
         holdfastScope(createInvalidations(undefined, silent), ledgered),
         holdfastWith(),

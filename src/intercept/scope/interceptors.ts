@@ -16,6 +16,7 @@ import type { Scope } from '../../scope/scope.ts';
 import { ScopedSession } from '../../scope/scoped-session.ts';
 import { callFunction, deleteLibrary, flushLibraries, listLibraries, loadLibrary } from './functions.ts';
 import { countKeys, flushDatabase, flushDatabases, type LedgeredStreams, randomKey } from './keyspace.ts';
+import { scanScope } from './scan.ts';
 import { glanceAtScript, SENT_SCRIPTS } from './script-glance.ts';
 import { flushScripts, loadScript, runScript, scriptsExist, showScript } from './scripts.ts';
 
@@ -45,7 +46,8 @@ export function prefixOf(exchange: Exchange, key: Buffer): Buffer | undefined {
   return key.subarray(0, prefix.length).equals(prefix) ? prefix : undefined;
 }
 
-export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStreams): Interceptor[] {
+/** `secret` is the same in all sidecars of a KV store: cursors that one gave, another takes. */
+export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStreams, secret: Buffer): Interceptor[] {
   /** Sessions of this process that have patterns, for PUBSUB NUMPAT. */
   const listening = new Set<ScopedSession>();
 
@@ -64,6 +66,7 @@ export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStr
     flushall: flushDatabases,
     dbsize: countKeys,
     randomkey: randomKey,
+    scan: scanScope(secret),
     subscribe({ exchange, session }) {
       const request = session.subscriptions.request(exchange.args);
       exchange.args = request.args;

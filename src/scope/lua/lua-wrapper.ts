@@ -246,14 +246,20 @@ const GENERAL = `
   return own(r)
  end
  if rule=='scan' then
-  local given
+  local pattern,kind='*'
   for i=3,n-1,2 do
-   if word(i)=='match' then given=true a[i+1]=glob(txt(a[i+1])) end
+   local w,v=word(i),txt(a[i+1])
+   if w=='match' and $t(v)=='string' then pattern=v elseif w=='type' and $t(v)=='string' then kind=lower(v) end
   end
-  if not given and n>1 then table.insert(a,3,glob('*')) table.insert(a,3,'MATCH') n=n+2 end
   local r,bad=go()
-  if not bad then r[2]=own(r[2]) end
-  return r
+  if bad then return r end
+  r=$p('KEYS',glob(pattern))
+  if r.err then return r end
+  r=own(r)
+  if not kind then return {'0',r} end
+  local o={}
+  for i=1,#r do if lower($p('TYPE',P..r[i]).ok)==kind then o[#o+1]=r[i] end end
+  return {'0',o}
  end
  local all=$p('KEYS',glob('*'))
  if all.err then return all end
