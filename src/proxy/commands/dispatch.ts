@@ -6,6 +6,7 @@ import { HoldfastError } from '../../errors.ts';
 import * as encode from '../../resp/encode.ts';
 import type { PendingExchange, ReplyMode } from '../request/pending-exchange.ts';
 import { Request } from '../request/request.ts';
+import { resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
 import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from '../session/session-state.ts';
 import { answerSessionCommand, queuedSessionCommand } from './client-commands.ts';
@@ -21,12 +22,15 @@ import {
   sendControl,
   sendExchange,
   sendSticky,
+  viewIn,
 } from './forward.ts';
 import { resetSession } from './login.ts';
 import { sendSubscription } from './subscribe.ts';
 import { TransactionReply } from './transaction-reply.ts';
 
 const MINUS = 45;
+const PING = [Buffer.from('PING')];
+const DATABASE_INDEX = /^(?:0|[1-9]\d{0,8})$/;
 const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
 const TRANSACTION_LOST = encode.error('EXECABORT Transaction discarded: the connection to the KV store was lost');
 
@@ -187,7 +191,7 @@ function beginTransaction(session: Session, request: Request): void {
     return;
   }
   const begin = (broken: Transaction['broken']): void => {
-    session.transaction = { slots: 0, members: [], subscriptions: new Map(), broken };
+    session.transaction = { database: session.database, slots: 0, members: [], subscriptions: new Map(), broken };
     session.watchLost = false;
   };
   session.onLane(
@@ -248,6 +252,7 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           return;
         default:
           if (mayNotQueue(session, request)) refuseQueueing(session, request, transaction);
+          else if (request.command?.name === 'select') enqueueSelect(session, request, transaction);
           else enqueue(session, request, transaction);
       }
     },
@@ -300,6 +305,47 @@ function enqueueSubscription(session: Session, request: Request, transaction: Tr
   forward(session, request);
 }
 
+/**
+ * What is queued behind it has its database, unless there is none of that number: EXEC then goes on in the one before. A number that
+ * nobody asked for yet is the server's to judge, on another connection, for this one only queues.
+ */
+function enqueueSelect(session: Session, request: Request, transaction: Transaction): void {
+  const index = request.args[1]?.toString('latin1') ?? '';
+  const database = Number(index);
+  if (request.args.length !== 2 || database === transaction.database || !DATABASE_INDEX.test(index)) {
+    enqueue(session, request, transaction);
+    return;
+  }
+  const { credentials, protocol, context } = session;
+  const set = context.upstream.laneSet({ credentials, database, protocol });
+  const select = (exists: boolean): void => {
+    if (exists) transaction.database = database;
+    enqueue(session, request, transaction);
+  };
+  if (context.upstream.known.knows(credentials, database) || set.sharedLane() !== undefined) {
+    select(true);
+    return;
+  }
+  session.hold(Hold.request);
+  resendOn(session, set, PING)
+    .then(
+      () => select(true),
+      (thrown: unknown) => {
+        if (!isUnreachable(thrown)) {
+          select(false);
+          return;
+        }
+        transaction.broken ??= 'refused';
+        session.answer(encode.error(thrown.toReplyText()));
+      },
+    )
+    .finally(() => session.lift(Hold.request));
+}
+
+function isUnreachable(thrown: unknown): thrown is HoldfastError {
+  return thrown instanceof HoldfastError && thrown.code === 'KVDOWN';
+}
+
 const REPLY_MODES: readonly ReplyMode[] = ['on', 'off', 'skip'];
 
 function enqueue(session: Session, request: Request, transaction: Transaction): void {
@@ -312,7 +358,7 @@ function enqueue(session: Session, request: Request, transaction: Transaction): 
     forward(session, request);
     return;
   }
-  const exchange = newExchange(session, request, true, []);
+  const exchange = newExchange(session, request, true, [], viewIn(session, transaction.database));
   if (request.command?.name === 'client|reply' && request.args.length === 3) {
     // The session leaves replies out; the server's own would be missing where they are counted.
     exchange.replyMode = REPLY_MODES.find((_, mode) => request.is(2, REPLY_MODES[mode]!));

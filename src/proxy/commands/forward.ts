@@ -140,8 +140,9 @@ export function newExchange(
   request: Request,
   queued: boolean,
   members: readonly PendingExchange[],
+  view: SessionView = session,
 ): PendingExchange {
-  const exchange = new PendingExchange(session, request.command, request.args, queued, members, request.scope);
+  const exchange = new PendingExchange(session, request.command, request.args, queued, members, request.scope, view);
   exchange.silent = session.replyMode !== 'on';
   session.context.counters.exchanges += 1;
   return exchange;
@@ -194,6 +195,12 @@ export function intercept(session: Session, exchange: PendingExchange, request: 
   step(0);
 }
 
+/** The session as it will be when a command is executed in `database`. */
+export function viewIn(session: Session, database: number): SessionView {
+  if (database === session.database) return session;
+  return Object.create(session, { database: { value: database } }) as SessionView;
+}
+
 /**
  * Runs a command for an interceptor, through those behind it, and gives its reply. What comes from the session's client
  * waits meanwhile. Nothing is sent once the client is gone.
@@ -207,8 +214,7 @@ export async function runBehind(
   const order = session.context.interceptors;
   const { command, interceptors } = session.planOf(args);
   const elsewhere = database !== session.database;
-  const view = elsewhere ? (Object.create(session, { database: { value: database } }) as SessionView) : session;
-  const exchange = new PendingExchange(session, command, args, false, [], undefined, view);
+  const exchange = new PendingExchange(session, command, args, false, [], undefined, viewIn(session, database));
   const collected = new Promise<Buffer>((resolve) => {
     exchange.collect = resolve;
   });

@@ -86,6 +86,8 @@ export interface QueuedSubscription {
 }
 
 export interface Transaction {
+  /** Where what is queued next will be executed: a SELECT that was queued before decides. */
+  database: number;
   /** Commands queued so far. */
   slots: number;
   readonly members: PendingExchange[];
