@@ -2,6 +2,7 @@
  * A stream is lost and made anew by a client that goes past Holdfast, before anybody looked. An XADD through Holdfast may get an
  * ID there that groups have passed long ago, or that is below what was trimmed.
  */
+import { setImmediate } from 'node:timers/promises';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
@@ -53,6 +54,31 @@ describe.each(kvKinds)('XADD to a stream that begins anew with smaller IDs, with
     await sidecar.recovery.look();
     await restored(sidecar, 2);
     expect(await read()).toContain('new');
+  });
+
+  test('is answered however many were on their way', async () => {
+    const { sidecar, client, direct } = await startAnew(kv.port, { lookIntervalMs: NEVER_MS });
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    await client.xadd('s', `${Date.now() + 3_600_000}-1`, 'n', 'old');
+    for (let look = 0; look < 2; look += 1) await sidecar.recovery.look();
+    await direct.multi().del('s').xadd('s', '*', 'n', 'direct').exec();
+    const stream = sidecar.ledger.streams.find(0, Buffer.from('s'))!;
+    const { epoch } = stream;
+    // Until the loss is known the stream is open, and the last of these are answered by the KV store after that.
+    const adding: Promise<string | null>[] = [];
+    while (stream.epoch === epoch) {
+      for (let n = 0; n < 10; n += 1) adding.push(client.xadd('s', '*', 'n', String(adding.length)));
+      await setImmediate();
+    }
+    const added = await Promise.all(adding);
+    const numbers = added.map((_, at) => String(at));
+    await restored(sidecar);
+    const there = await direct.xrange('s', '-', '+');
+    const byId = new Map(there.map(([id, [, value]]) => [id, value]));
+    expect(added.map((id) => byId.get(id!))).toEqual(numbers);
+    expect(values(await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>'))).toEqual(
+      expect.arrayContaining(['old', ...numbers]),
+    );
   });
 
   test('is refused under an ID of its own, as if nothing had been lost, and leaves nothing behind', async () => {

@@ -308,20 +308,31 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
    * before what groups have passed, or what was trimmed, and nobody would be given it. Or a client has just set the IDs back.
    */
   async function wentBack(xadd: XaddExchange, id: Buffer, reply: Buffer, attempt: number): Promise<Buffer> {
-    if (await isReshaped(xadd)) return commit(xadd, id, reply, attempt);
-    await recovery.withdraw(xadd.stream, id, xadd.args.slice(xadd.parsed.idAt + 1));
-    await lossProved(xadd, 'XADD gave an ID that is not above those before');
+    const { stream } = xadd;
+    const became = await reshaped(xadd);
+    if (became === 'ended') return commit(xadd, id, reply, attempt);
+    const fields = xadd.args.slice(xadd.parsed.idAt + 1);
+    await recovery.withdraw(stream, id, fields);
+    if (became === undefined) await lossProved(xadd, 'XADD gave an ID that is not above those before');
+    else if (await isRestored(stream)) await recovery.withdraw(stream, id, fields);
     return again(xadd, attempt);
   }
 
-  /** Whether the stream is another one than when the XADD was sent. Waits for commands that are about to make it so. */
-  async function isReshaped({ stream, epoch }: XaddExchange): Promise<boolean> {
+  /** A restore that had begun before may have taken along what was withdrawn: whether it has come to its end. */
+  async function isRestored(stream: Stream): Promise<boolean> {
+    const settled = await recovery.gate.reopened(stream, context.holdMs);
+    return settled === 'open' && !stream.ended;
+  }
+
+  /** What the stream has become since the XADD was sent. Waits for commands that are about to make another one of it. */
+  async function reshaped({ stream, epoch }: XaddExchange): Promise<'ended' | 'moved' | undefined> {
     const unanswered = ledgerDown(context, 'the entry may or may not have been added');
     for (const until = Date.now() + context.holdMs; ; await delay(RESHAPING_MS)) {
       const open = await ledger.intentions.areOpen(stream.streamId).catch(unanswered);
       await ledger.streams.refresh(stream.streamId).catch(unanswered);
-      if (stream.ended || stream.epoch !== epoch) return true;
-      if (!open || Date.now() > until) return false;
+      if (stream.ended) return 'ended';
+      if (stream.epoch !== epoch) return 'moved';
+      if (!open || Date.now() > until) return undefined;
     }
   }
 
