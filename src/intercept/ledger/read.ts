@@ -169,11 +169,27 @@ export function ledgerRead(context: LedgerContext): Interceptor {
   }
 
   function isOnlyNew(reading: Reading): boolean {
-    const { keysAt, keys } = reading.request;
-    for (let at = keysAt + keys; at < reading.args.length; at += 1) {
-      if (reading.args[at]!.length !== 1 || reading.args[at]![0] !== GREATER) return false;
-    }
+    for (let key = 0; key < reading.request.keys; key += 1) if (!isNew(reading, key)) return false;
     return true;
+  }
+
+  function isNew({ args, request: { keysAt, keys } }: Reading, key: number): boolean {
+    const id = args[keysAt + keys + key]!;
+    return id.length === 1 && id[0] === GREATER;
+  }
+
+  function isAnyNew(reading: Reading): boolean {
+    for (let key = 0; key < reading.request.keys; key += 1) if (isNew(reading, key)) return true;
+    return false;
+  }
+
+  /** Whether entries of the stream under this name are new, and not those that are pending for the consumer. */
+  function readsNew(reading: Reading, name: Buffer): boolean {
+    const { keysAt, keys } = reading.request;
+    for (let key = 0; key < keys; key += 1) {
+      if (isNew(reading, key) && reading.args[keysAt + key]!.equals(name)) return true;
+    }
+    return false;
   }
 
   /** Once more, when the streams are open; as often as it takes, within the client's patience. */
@@ -201,12 +217,13 @@ export function ledgerRead(context: LedgerContext): Interceptor {
 
   function replied(reading: Reading, reply: Buffer): Buffer | Promise<Buffer> {
     if (reply[0] === 0x2d) return refused(reading, reply);
-    if (reading.request.group === undefined || !isOnlyNew(reading)) return reply;
+    if (reading.request.group === undefined || !isAnyNew(reading)) return reply;
     if (reply[0] !== 0x2a && reply[0] !== 0x25) return reply;
     if (moved(reading)) return decided(reading).then(() => filter(reading, reply, false));
     for (const stream of reading.streams) {
       const group = stream.groups.get(reading.request.group.toString('latin1'));
-      if (group !== undefined && stream.restoredEpoch > 0 && !group.filtered) return filter(reading, reply, true);
+      if (group === undefined || stream.restoredEpoch === 0 || group.filtered) continue;
+      if (readsNew(reading, stream.name)) return filter(reading, reply, true);
     }
     return reply;
   }
@@ -269,7 +286,8 @@ export function ledgerRead(context: LedgerContext): Interceptor {
     for (let at = 0; at < members.length; at += root.type === '%' ? 2 : 1) {
       const pair = root.type === '%' ? [members[at]!, members[at + 1]!] : members[at]!.items!;
       const [key, entries] = pair as [Reply, Reply];
-      const stream = ledger.streams.find(exchange.session.database, key.bytes);
+      const isNewToGroup = readsNew(reading, key.bytes);
+      const stream = isNewToGroup ? ledger.streams.find(exchange.session.database, key.bytes) : undefined;
       const group = stream?.groups.get(name);
       const kept =
         stream === undefined || group === undefined ? undefined : await unacknowledged(stream, group, entries, current);

@@ -27,10 +27,21 @@ interface Pass {
   readonly startedAt: Date;
   /** Up to here the pass came; `undefined` once it is done. */
   fromId: Buffer | undefined;
+  /** Which page of all it had last. A pass that begins keeps its group's place, so that a busy group does not come first each time. */
+  servedAt: number;
+}
+
+/** A group whose pass is not done. */
+interface Paged {
+  readonly look: Looked;
+  readonly name: Buffer;
+  readonly groupId: number;
+  readonly pass: Pass;
 }
 
 export class PendingPages {
   readonly #passes = new Map<number, Pass>();
+  #served = 0;
 
   /** `lookedAt` is the ledger's clock before the look's snapshots. */
   async record(
@@ -40,7 +51,7 @@ export class PendingPages {
     lookedAt: Date,
     looked: readonly Looked[],
   ): Promise<void> {
-    let pages = 0;
+    const unfinished: Paged[] = [];
     for (const look of looked) {
       if (look.known.mode === 'restoring') continue;
       for (const [name, group] of look.actual.groups) {
@@ -51,11 +62,19 @@ export class PendingPages {
           continue;
         }
         const pass = this.#passOf(known.groupId, group, lookedAt);
-        while (pass.fromId !== undefined && pages < PAGES_MAX) {
-          pages += 1;
-          await page(ledger, connection, leaderEpoch, look, group.name, known.groupId, pass);
-        }
+        if (pass.fromId !== undefined) unfinished.push({ look, name: group.name, groupId: known.groupId, pass });
       }
+    }
+    // Whoever waits longest comes first, and each has its turn before anybody has a second one.
+    let turns = unfinished.sort((one, other) => one.pass.servedAt - other.pass.servedAt);
+    for (let pages = 0; turns.length > 0 && pages < PAGES_MAX; ) {
+      for (const paged of turns.slice(0, PAGES_MAX - pages)) {
+        pages += 1;
+        this.#served += 1;
+        paged.pass.servedAt = this.#served;
+        await page(ledger, connection, leaderEpoch, paged);
+      }
+      turns = turns.filter(({ pass }) => pass.fromId !== undefined);
     }
   }
 
@@ -63,7 +82,8 @@ export class PendingPages {
     const seen = `${group.lastDeliveredId.toString('latin1')} ${group.pending} ${group.minPendingId?.toString('latin1')}`;
     const current = this.#passes.get(groupId);
     if (current !== undefined && (current.fromId !== undefined || current.seen === seen)) return current;
-    const pass: Pass = { seen, startedAt: lookedAt, fromId: checkpointOf(group) };
+    const servedAt = current?.servedAt ?? 0;
+    const pass: Pass = { seen, startedAt: lookedAt, fromId: checkpointOf(group), servedAt };
     this.#passes.set(groupId, pass);
     return pass;
   }
@@ -73,12 +93,8 @@ async function page(
   ledger: Ledger,
   connection: KvConnection,
   leaderEpoch: number,
-  look: Looked,
-  name: Buffer,
-  groupId: number,
-  pass: Pass,
+  { look: { known }, name, groupId, pass }: Paged,
 ): Promise<void> {
-  const { known } = look;
   const fromId = pass.fromId!;
   const replies = await connection.readTogether(0, [
     ['GET', WITNESS_KEY],
