@@ -23,8 +23,9 @@ async function walk(ask: Ask, ...options: (string | number)[]): Promise<Walk> {
   do {
     const [next, page] = (await ask('SCAN', cursor, ...options)) as [string, string[]];
     keys.push(...page);
-    if (page.length === 0) emptyPages += 1;
     cursor = next;
+    // The last one is, where the one before was just full.
+    if (page.length === 0 && cursor !== '0') emptyPages += 1;
     cursors.push(Number(cursor));
   } while (cursor !== '0');
   return { keys, pages: cursors.length, emptyPages, cursors: cursors.slice(0, -1) };
