@@ -64,16 +64,22 @@ const listenerTls = z.strictObject({
   requireClientCert: z.boolean().default(false),
 });
 
-const listener = z.strictObject({
-  address,
-  /** Everything on this listener is in that scope. */
-  scope: z.string().min(1).optional(),
-  tls: listenerTls
-    .refine((tls) => !tls.requireClientCert || tls.ca !== undefined, {
-      message: 'requireClientCert needs a ca',
-    })
-    .optional(),
-});
+const listener = z
+  .strictObject({
+    address,
+    /** Everything on this listener is in that scope. */
+    scope: z.string().min(1).optional(),
+    /** Nothing is done for a client that has not logged in as one of `users`. */
+    requireAuth: z.boolean().default(false),
+    tls: listenerTls
+      .refine((tls) => !tls.requireClientCert || tls.ca !== undefined, {
+        message: 'requireClientCert needs a ca',
+      })
+      .optional(),
+  })
+  .refine((entry) => !entry.requireAuth || entry.scope === undefined, {
+    message: 'requireAuth has no place beside a scope: everything there is in it, whoever logs in',
+  });
 
 const listenEntry = z.preprocess((value) => (typeof value === 'string' ? { address: value } : value), listener);
 

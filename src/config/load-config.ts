@@ -262,6 +262,14 @@ function finishUser(name: string, user: ParsedSettings['users'][string], files: 
 }
 
 function finish(parsed: ParsedSettings, files: SettingFiles, workingDirectory: string): Config {
+  for (const [index, { requireAuth }] of parsed.listen.entries()) {
+    if (requireAuth && Object.keys(parsed.users).length === 0) {
+      files.mistakes.push({
+        path: ['listen', index, 'requireAuth'],
+        message: 'there are no users: nobody could log in',
+      });
+    }
+  }
   return {
     listen: parsed.listen.map((entry, index) =>
       entry.tls === undefined

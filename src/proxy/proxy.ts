@@ -13,7 +13,7 @@ import { killClients, listClients } from './commands/client-list.ts';
 import { ClientRegistry } from './commands/client-registry.ts';
 import { adoptAccepted, readByEvents } from './io/socket-reader.ts';
 import { DEFAULT_LIMITS, type ProxyLimits } from './limits.ts';
-import { type CommandPlans, type PrefixedKeys, planCommands } from './request/command-plan.ts';
+import { type CommandPlans, judgedPlans, type PrefixedKeys, planCommands } from './request/command-plan.ts';
 import type { IdentityProvider } from './session/identity.ts';
 import type { PeerService, Peers } from './session/peers.ts';
 import { Session } from './session/session.ts';
@@ -104,9 +104,11 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     log,
   });
   const counters: ProxyCounters = { requests: 0, exchanges: 0, protocolErrors: 0, overflows: 0, faults: 0 };
+  const plans = planCommands(options.interceptors ?? []);
   const context: SessionContext = {
     upstream,
-    plans: planCommands(options.interceptors ?? []),
+    plans,
+    judgedPlans: judgedPlans(plans),
     scopedPlans: planCommands(options.interceptors ?? [], options.prefixedKeys ?? (() => undefined)),
     guardedPlans: planCommands(options.interceptors ?? [], () => undefined),
     interceptors: options.interceptors ?? [],

@@ -5,6 +5,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { CommandEntry } from '../command/command.ts';
 import { HoldfastError } from '../errors.ts';
+import * as encode from '../resp/encode.ts';
 import { listeningPatterns } from './channels.ts';
 import { type Confinement, confine, type Situation } from './confine.ts';
 import type { Fence, FenceCredentials } from './fence.ts';
@@ -29,10 +30,17 @@ export interface IdentityUser {
   readonly shared: readonly string[];
 }
 
+export interface IdentityListener {
+  /** Of everything that comes through it. */
+  readonly scope?: string | undefined;
+  /** Who comes through it must log in as a configured user first. */
+  readonly requireAuth?: boolean;
+}
+
 export interface IdentitySettings {
   readonly users: ReadonlyMap<string, IdentityUser>;
-  /** By index of the proxy's listeners: the scope of everything that comes through it. */
-  readonly listenerScopes: readonly (string | undefined)[];
+  /** By index of the proxy's listeners. */
+  readonly listeners: readonly IdentityListener[];
   /** What lanes log in with where there is no fence, and those of administrators. */
   readonly upstream: { readonly username: string | undefined; readonly password: Buffer } | undefined;
   readonly fence: Fence | undefined;
@@ -42,6 +50,7 @@ export interface IdentitySettings {
 export interface IssuedIdentity {
   readonly user: string;
   readonly administers: boolean;
+  readonly authenticated: boolean;
   readonly scope: ScopedSession | undefined;
   readonly credentials:
     | FenceCredentials
@@ -56,30 +65,33 @@ export interface IssuedIdentity {
 
 export interface Identities {
   confines(index: number): boolean;
+  requiresAuth(index: number): boolean;
   ofListener(index: number): IssuedIdentity | undefined;
   authenticate(user: string | undefined, password: Buffer): Promise<IssuedIdentity | 'unknown' | 'refused'>;
 }
 
 /** Throws `CONFIG` where scopes are malformed, or one identity could reach into another's. */
-export function createIdentities({ users, listenerScopes, upstream, fence }: IdentitySettings): Identities {
+export function createIdentities({ users, listeners, upstream, fence }: IdentitySettings): Identities {
   const scoped = new Map<string, ScopedIdentity>();
   const unscoped = new Map<string, IssuedIdentity>();
   for (const [name, user] of users) {
     if (user.scope === undefined) unscoped.set(name, unscopedIdentity(name, user, upstream, fence));
     else scoped.set(name, identityOf(`users.${name}`, name, user.scope, user, upstream, fence));
   }
-  const listeners = listenerScopes.map((scope) =>
+  const scopedListeners = listeners.map(({ scope }) =>
     scope === undefined
       ? undefined
       : identityOf(`listen scope "${scope}"`, 'default', scope, { may: [], shared: [] }, upstream, fence),
   );
-  requireApart([...scoped.values(), ...listeners.filter((identity) => identity !== undefined)]);
+  requireApart([...scoped.values(), ...scopedListeners.filter((identity) => identity !== undefined)]);
 
   return {
-    confines: (index) => listeners[index] !== undefined,
+    confines: (index) => scopedListeners[index] !== undefined,
+    requiresAuth: (index) => listeners[index]?.requireAuth === true,
     ofListener(index) {
-      const identity = listeners[index];
-      return identity === undefined ? undefined : issue(identity);
+      const identity = scopedListeners[index];
+      if (identity !== undefined) return issue(identity);
+      return listeners[index]?.requireAuth === true ? STRANGER : undefined;
     },
     async authenticate(name, password) {
       const user = name === undefined ? undefined : users.get(name);
@@ -104,6 +116,7 @@ function unscopedIdentity(
   return {
     user: name,
     administers,
+    authenticated: true,
     scope: undefined,
     credentials: credentials ?? upstream,
     keyPrefix: undefined,
@@ -115,6 +128,21 @@ function unscopedIdentity(
 function commandsOf(may: readonly Permission[]): readonly string[] {
   return may.includes('migrate') ? ['migrate'] : [];
 }
+
+const BEFORE_LOGIN = new Set(['auth', 'hello', 'quit', 'reset']);
+const NOAUTH = encode.error('NOAUTH Authentication required.');
+
+/** Who has yet to log in on a listener that requires it: the KV store is asked nothing for it. */
+const STRANGER: IssuedIdentity = {
+  user: 'default',
+  administers: false,
+  authenticated: false,
+  scope: undefined,
+  credentials: undefined,
+  keyPrefix: undefined,
+  scopeName: undefined,
+  confine: (command) => (BEFORE_LOGIN.has(command?.name ?? '') ? undefined : { refused: NOAUTH }),
+};
 
 function identityOf(
   setting: string,
@@ -182,6 +210,7 @@ function issue(identity: ScopedIdentity): IssuedIdentity {
   return {
     user: identity.user,
     administers: false,
+    authenticated: true,
     scope: session,
     credentials: identity.credentials,
     /** With shared keys, or before a scope is chosen, each key needs a closer look. */

@@ -186,6 +186,14 @@ describe('every mistake is one line that names the setting', () => {
     ['- x', 'holdfast.yaml:1: expected settings by name'],
     ['\nhtpp: 1', 'holdfast.yaml:2: htpp: there is no such setting'],
     ['kv:\n  url: embedded\n  ulr: x', 'holdfast.yaml:3: kv.ulr: there is no such setting'],
+    [
+      'listen:\n  - { address: 127.0.0.1:1, requireAuth: true }',
+      /^holdfast.yaml:2: listen\[0\].requireAuth: there are no users: nobody could log in$/,
+    ],
+    [
+      'listen:\n  - { address: 127.0.0.1:1, scope: "a:", requireAuth: true }',
+      /^holdfast.yaml:2: listen\[0\]: requireAuth has no place beside a scope/,
+    ],
     ['listen:\n  - 127.0.0.1:1\n  - { address: x }', /^holdfast.yaml:3: listen\[1\].address: "x" is no address/],
     ['listen: []', /^holdfast.yaml:1: listen: /],
     ['listen:\n  - { scope: a }', 'holdfast.yaml:2: listen[0].address: is missing'],

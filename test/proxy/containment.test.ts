@@ -46,6 +46,7 @@ describe.each(kvKinds)('behind %s', async (kind) => {
     const identity: SessionIdentity = {
       user: 'watched',
       administers: false,
+      authenticated: true,
       scope: undefined,
       credentials: undefined,
       keyPrefix: undefined,
@@ -56,6 +57,7 @@ describe.each(kvKinds)('behind %s', async (kind) => {
     };
     const identities: IdentityProvider = {
       confines: () => false,
+      requiresAuth: () => false,
       ofListener: (index) => (index === 1 ? identity : undefined),
       authenticate: async () => 'unknown',
     };

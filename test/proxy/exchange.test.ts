@@ -179,9 +179,11 @@ describe.each(['transaction', 'session'] as const)('interceptors, pooling %s', a
       pooling,
       identities: {
         confines: () => true,
+        requiresAuth: () => false,
         ofListener: () => ({
           user: 'tenant',
           administers: false,
+          authenticated: true,
           scope,
           scopeName: 't:',
           credentials: undefined,

@@ -15,7 +15,7 @@ function start(users: Readonly<Record<string, Partial<IdentityUser>>>, listenerS
         { passwordHash: '0'.repeat(64), scope: undefined, may: [], shared: [], ...user },
       ]),
     ),
-    listenerScopes,
+    listeners: listenerScopes.map((scope) => ({ scope })),
     upstream: undefined,
     fence: undefined,
   });

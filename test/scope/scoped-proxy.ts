@@ -44,6 +44,8 @@ export interface ScopedProxyOptions {
   readonly interceptors?: readonly Interceptor[];
   readonly ledgered?: LedgeredStreams;
   readonly proxy?: Partial<ProxyOptions>;
+  /** On the first listener. */
+  readonly requireAuth?: boolean;
   /** Of the KV store's default user. */
   readonly kvPassword?: string;
   /** By listener: the scope of all that comes through it. One without a scope by default. */
@@ -68,7 +70,7 @@ function openFence(admin: ScopeAdmin): Fence {
 /** Users have their name as password. */
 export async function startScopedProxy(kvPort: number, options: ScopedProxyOptions): Promise<ScopedProxy> {
   const { users, fence: kind = 'closed', interceptors = [], ledgered = () => [], proxy = {} } = options;
-  const { listenerScopes = [undefined], kvPassword: password } = options;
+  const { listenerScopes = [undefined], kvPassword: password, requireAuth = false } = options;
   const admin = connectScopeAdmin({ port: kvPort, ...(password === undefined ? {} : { password }) });
   cleanups.push(() => admin.close());
   const fence = kind === 'closed' ? await buildFence(admin, silent) : kind === 'open' ? openFence(admin) : undefined;
@@ -86,7 +88,7 @@ export async function startScopedProxy(kvPort: number, options: ScopedProxyOptio
         },
       ]),
     ),
-    listenerScopes,
+    listeners: listenerScopes.map((scope, index) => ({ scope, requireAuth: requireAuth && index === 0 })),
     upstream: password === undefined ? undefined : { username: undefined, password: Buffer.from(password) },
     fence,
   });

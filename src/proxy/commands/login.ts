@@ -56,6 +56,7 @@ async function authenticate(
     changeLanes(session, () => session.become(own, undefined));
     return undefined;
   }
+  if (identities?.requiresAuth(session.listener) === true) return WRONG_PASSWORD;
   const verdict = await judge(session, credentials, asked);
   if (verdict[0] === MINUS) return verdict;
   if (session.dedicated && session.identity === undefined) {
@@ -149,6 +150,9 @@ export function hello(session: Session, request: Request): void {
         session.answer(refused);
         return;
       }
+    } else if (session.identity?.authenticated === false) {
+      session.answer(NOAUTH_HELLO);
+      return;
     } else if (!session.admittedOffline) {
       // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
       const reply = await ask(session, 0, ['CLIENT', 'GETNAME'], false);

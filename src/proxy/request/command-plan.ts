@@ -152,3 +152,15 @@ export function planCommands(interceptors: readonly Interceptor[], prefixedKeys?
   }
   return { table, plans, unknown: decide(undefined) };
 }
+
+/** Plans of a session that must log in first: nothing goes on, or is looked into, before it was judged. */
+export function judgedPlans({ table, plans, unknown }: CommandPlans): CommandPlans {
+  const judged = (plan: CommandPlan): CommandPlan => ({
+    ...plan,
+    interceptors: [],
+    simple: false,
+    prefixedKeys: undefined,
+    glance: undefined,
+  });
+  return { table, plans: plans.map(judged), unknown: judged(unknown) };
+}

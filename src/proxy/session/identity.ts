@@ -19,6 +19,8 @@ export interface SessionIdentity {
   readonly user: string;
   /** `may: [admin]`. */
   readonly administers: boolean;
+  /** False for who must log in before anything else: every request is judged by `confine`. */
+  readonly authenticated: boolean;
   /** Read by interceptors through `SessionView.scope`; `undefined` for identities without one. */
   readonly scope: object | undefined;
   /** What the session's lanes log in with. */
@@ -41,6 +43,8 @@ export interface SessionIdentity {
 export interface IdentityProvider {
   /** Whether everything on this listener is in its scope, whoever logs in. */
   confines(index: number): boolean;
+  /** Whether only those get in on this listener who log in as a user of Holdfast's own. */
+  requiresAuth(index: number): boolean;
   /** A new client of the listener with this index. `undefined`: as the KV store takes a client without AUTH. */
   ofListener(index: number): SessionIdentity | undefined;
   /**

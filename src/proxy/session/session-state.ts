@@ -19,6 +19,8 @@ export interface SessionContext {
   readonly scopedPlans: CommandPlans;
   /** For sessions with a scope whose keys all need a look: without the fast path. */
   readonly guardedPlans: CommandPlans;
+  /** Of sessions that must log in first. */
+  readonly judgedPlans: CommandPlans;
   /** In the order of their calls. */
   readonly interceptors: readonly Interceptor[];
   /** The other processes of this sidecar; `undefined` when there are none. */

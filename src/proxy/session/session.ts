@@ -154,7 +154,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   }
 
   get admitted(): boolean {
-    return this.identity !== undefined || this.context.upstream.known.knows(this.credentials);
+    return this.identity?.authenticated ?? this.context.upstream.known.knows(this.credentials);
   }
 
   get administers(): boolean | undefined {
@@ -184,6 +184,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   get plans(): CommandPlans {
     const { identity, context } = this;
+    if (identity?.authenticated === false) return context.judgedPlans;
     if (identity?.scope === undefined) return context.plans;
     return identity.keyPrefix === undefined ? context.guardedPlans : context.scopedPlans;
   }
