@@ -231,6 +231,7 @@ const limits = z.strictObject({
   pipelineDepthMax: count(1, 10_000_000).default(16_384),
   laneBytesMax: bytes(1024).prefault('4mb'),
   holdMs: milliseconds(0).default(5_000),
+  onLost: z.enum(['close', 'error']).default('close'),
   idleLanesMax: count(0, 100_000).default(64),
   sharedLanesMax: count(2, 100_000).default(512),
   connectTimeoutMs: milliseconds(1).default(5_000),

@@ -12,6 +12,7 @@ export function proxyFigures(proxy: Pick<DataPlane, 'status'>): Figure[] {
     total('protocol_errors_total', 'Clients closed for malformed requests', () => proxy.status().protocolErrors),
     total('overflows_total', 'Clients closed at a buffer limit', () => proxy.status().overflows),
     total('faults_total', 'Clients closed for a mistake of Holdfast itself', () => proxy.status().faults),
+    total('unserved_total', 'Clients closed because the KV store did not answer', () => proxy.status().unserved),
     current('lanes', 'Connections to the KV store', () => proxy.status().lanes),
     total(
       'lanes_retired_total',

@@ -17,8 +17,13 @@ export interface ProxyLimits {
   readonly pipelineDepthMax: number;
   /** Bytes that wait for the KV store on one lane before its sessions are not read from. */
   readonly laneBytesMax: number;
-  /** How long requests wait for a lane while the KV store is away, before they get `-KVDOWN`. */
+  /** How long requests wait for a lane while the KV store is away, before they are given up. */
   readonly holdMs: number;
+  /**
+   * What becomes of a client whose request the KV store does not answer: its connection is closed, as it would be without
+   * Holdfast, or it gets `-KVDOWN`.
+   */
+  readonly onLost: 'close' | 'error';
   /** Idle dedicated lanes kept for reuse, for each upstream user, database and protocol version. */
   readonly idleLanesMax: number;
   /**
@@ -38,6 +43,7 @@ export const DEFAULT_LIMITS: ProxyLimits = Object.freeze({
   pipelineDepthMax: 16_384,
   laneBytesMax: 4 * 1024 * 1024,
   holdMs: 5_000,
+  onLost: 'close',
   idleLanesMax: 64,
   sharedLanesMax: 512,
   connectTimeoutMs: 5_000,

@@ -103,7 +103,14 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     listener: options.upstreamListener ?? NO_LISTENER,
     log,
   });
-  const counters: ProxyCounters = { requests: 0, exchanges: 0, protocolErrors: 0, overflows: 0, faults: 0 };
+  const counters: ProxyCounters = {
+    requests: 0,
+    exchanges: 0,
+    protocolErrors: 0,
+    overflows: 0,
+    faults: 0,
+    unserved: 0,
+  };
   const plans = planCommands(options.interceptors ?? []);
   const context: SessionContext = {
     upstream,

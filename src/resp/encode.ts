@@ -38,6 +38,13 @@ export function errorOfBytes(text: string): Buffer {
   return Buffer.from(`-${text.replace(/[\r\n]/g, ' ')}\r\n`, 'latin1');
 }
 
+const UNSERVED = Buffer.from('-KVDOWN ');
+
+/** Whether a reply says that the KV store has not answered. */
+export function isUnserved(reply: Buffer): boolean {
+  return reply[0] === 45 && reply.length > UNSERVED.length && UNSERVED.equals(reply.subarray(0, UNSERVED.length));
+}
+
 export function integer(value: number | bigint): Buffer {
   return Buffer.from(`:${value}\r\n`, 'latin1');
 }

@@ -127,6 +127,7 @@ describe.each(kvKinds)('with %s,', (kind) => {
       databaseUrl: postgres.url,
       lookIntervalMs: 50,
       holdMs: 1000,
+      onLost: 'error',
       limits: { commitTimeoutMs: 2000 },
     });
     const client = sidecar.client();

@@ -26,6 +26,8 @@ export interface SidecarOptions {
   readonly onFailure?: 'refuse' | 'degrade';
   readonly entryBytesMax?: number;
   readonly holdMs?: number;
+  /** What becomes of a client whose request the KV store does not answer. */
+  readonly onLost?: 'close' | 'error';
   readonly lookIntervalMs?: number;
   readonly limits?: LedgerOptions['limits'];
 }
@@ -88,7 +90,7 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
   const proxy = await startProxy({
     listen: [{ host: '127.0.0.1', port: 0 }],
     upstream: kv,
-    limits: { holdMs },
+    limits: { holdMs, onLost: options.onLost ?? 'close' },
     interceptors: ledgerInterceptors({
       ledger,
       recovery,

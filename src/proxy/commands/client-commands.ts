@@ -72,7 +72,7 @@ function withConsent(session: Session, args: readonly (Buffer | string)[], reply
   const silent = session.replyMode !== 'on';
   onLane(session, 0, () => {
     session.sendIgnored(args, (judged) => {
-      if (!silent) session.output.write(judged === undefined ? LOST : judged[0] === MINUS ? judged : reply());
+      if (!silent) session.write(judged === undefined ? LOST : judged[0] === MINUS ? judged : reply());
     });
   });
 }
@@ -100,7 +100,7 @@ function pause(session: Session, request: Request): void {
   onLane(session, 0, () => {
     session.sendIgnored(request.args, (reply) => {
       if (reply !== undefined) notePause(session, request, reply);
-      if (!silent) session.output.write(reply ?? LOST);
+      if (!silent) session.write(reply ?? LOST);
     });
   });
 }

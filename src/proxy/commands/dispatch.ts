@@ -9,6 +9,7 @@ import { Request } from '../request/request.ts';
 import { resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
 import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from '../session/session-state.ts';
+import { blockOptionAt, sendBlocking } from './blocked-request.ts';
 import { answerSessionCommand, queuedSessionCommand } from './client-commands.ts';
 import {
   forward,
@@ -74,12 +75,12 @@ export function dispatch(session: Session, asked: Request): void {
       send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
       return;
     case 'blocking-option': {
-      const blocks = hasBlockOption(request.args) || isKeptWaiting(session, request);
-      send(session, request, blocks ? Pin.blocking : 0);
+      if (blockOptionAt(request.args, name === 'xreadgroup') >= 0) sendBlocking(session, request);
+      else send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
       return;
     }
     case 'blocking':
-      send(session, request, Pin.blocking);
+      sendBlocking(session, request);
       return;
     case 'wait':
       onLane(session, Pin.blocking, () => {
@@ -200,7 +201,11 @@ function beginTransaction(session: Session, request: Request): void {
       begin(session.watchLost ? 'watch' : undefined);
       forwardMulti(session, request);
     },
-    () => {
+    (reply) => {
+      if (session.closesOnLoss) {
+        session.answer(reply);
+        return;
+      }
       begin('lost');
       session.answer(encode.OK);
     },
@@ -501,13 +506,4 @@ function enterRawMode(session: Session, request: Request): void {
 function isKeptWaiting(session: Session, request: Request): boolean {
   const { paused } = session.context.upstream;
   return paused === 'all' || (paused === 'writes' && request.command?.flags.has('readonly') !== true);
-}
-
-function hasBlockOption(args: readonly Buffer[]): boolean {
-  for (let i = 1; i < args.length; i += 1) {
-    const word = args[i]!;
-    if (word.length === 5 && word.toString('latin1').toLowerCase() === 'block') return true;
-    if (word.length === 7 && word.toString('latin1').toLowerCase() === 'streams') return false;
-  }
-  return false;
 }

@@ -33,7 +33,7 @@ export function forwardMulti(session: Session, request: Request): void {
       deliver: (buffer, start, end, readBuffer) => receiver.deliver(buffer, start, end, readBuffer),
       repliesDone: (count) => receiver.repliesDone(count),
       repliesLost(count, partial, cause) {
-        if (partial || session.leaving || session.transaction === undefined) {
+        if (partial || session.leaving || session.transaction === undefined || session.closesOnLoss) {
           receiver.repliesLost(count, partial, cause);
           return;
         }
@@ -108,10 +108,8 @@ export function forwardSeen(session: Session, request: Request): void {
   }
   const silent = session.replyMode !== 'on';
   session.sendIgnored(request.args, (reply) => {
-    if (silent) return;
-    session.output.write(
-      reply === undefined ? encode.error(`KVDOWN ${LOST_TEXT}`) : identity.rewriteReply!(request.command, reply),
-    );
+    if (reply === undefined) session.answer(encode.error(`KVDOWN ${LOST_TEXT}`));
+    else if (!silent) session.output.write(identity.rewriteReply!(request.command, reply));
   });
 }
 

@@ -128,7 +128,7 @@ export class SubscriptionRequest implements OwedConfirmations {
   /** Answers the client with an error in place of what is not confirmed. */
   fail(reply: Buffer): void {
     const seen = this.exchange?.confirmation(reply) ?? reply;
-    if (!this.silent) this.session.output.write(seen);
+    if (!this.silent) this.session.write(seen);
   }
 
   private forget(): void {

@@ -407,7 +407,7 @@ export class SessionInput {
       },
       // Without a lane the rest of the request cannot be told from further ones.
       (reply) => {
-        this.session.output.write(reply);
+        this.session.write(reply);
         this.session.hold(Hold.ending);
         this.session.output.finish();
       },

@@ -14,6 +14,8 @@ import type { ReadBuffer } from './socket-reader.ts';
 export interface Hold {
   /** Gives the reply its bytes; those behind it go on. Once. */
   release(reply: Buffer): void;
+  /** There will be none: the connection ends here, as soon as what stands before it was written. */
+  end(): void;
 }
 
 export interface OutputEvents {
@@ -47,6 +49,8 @@ export class SessionOutput {
   private flushScheduled = false;
   private ended = false;
   private finishing = false;
+  /** The connection ends within what queues here: nothing is taken behind that. */
+  private sealed = false;
 
   constructor(socket: Socket, outputBytesMax: number, events: OutputEvents) {
     this.socket = socket;
@@ -68,7 +72,7 @@ export class SessionOutput {
    * where the write did not finish at once.
    */
   deliver(buffer: Buffer, start: number, end: number, readBuffer: ReadBuffer | undefined): void {
-    if (this.ended) return;
+    if (this.ended || this.sealed) return;
     const length = end - start;
     if (this.segments.length > 0 || this.pending.length > 0) {
       this.write(Buffer.from(buffer.subarray(start, end)));
@@ -88,7 +92,7 @@ export class SessionOutput {
 
   /** Bytes that nobody else will change. */
   write(bytes: Buffer): void {
-    if (this.ended) return;
+    if (this.ended || this.sealed) return;
     this.bytesTotal += bytes.length;
     const tail = this.segments[this.segments.length - 1];
     if (tail !== undefined) {
@@ -108,7 +112,7 @@ export class SessionOutput {
   /** Reserves this place in the order for a reply that is not ready yet. */
   hold(): Hold {
     const segment: Segment = { ready: false, chunks: [] };
-    this.segments.push(segment);
+    if (!this.sealed) this.segments.push(segment);
     return {
       release: (reply) => {
         segment.ready = true;
@@ -118,7 +122,21 @@ export class SessionOutput {
         this.heldBytes += reply.length;
         this.releaseReady();
       },
+      end: () => this.endAt(segment),
     };
+  }
+
+  /** Ends the connection as soon as everything before this place was written. */
+  endHere(): void {
+    this.hold().end();
+  }
+
+  private endAt(segment: Segment): void {
+    const at = this.segments.indexOf(segment);
+    if (this.ended || at < 0) return;
+    for (const { chunks } of this.segments.splice(at)) for (const chunk of chunks) this.heldBytes -= chunk.length;
+    this.sealed = true;
+    this.finish();
   }
 
   /** Ends the connection as soon as everything owed was written. */

@@ -21,6 +21,10 @@ export interface ExchangeHost {
   readonly leaving: boolean;
   readonly view: SessionView;
   readonly output: SessionOutput;
+  /** Writes a reply in its place, or ends the connection there (see `endsInstead`). */
+  write(reply: Buffer): void;
+  /** A reply says that the KV store has not answered, and the connection is to end in its place. */
+  endsInstead(reply: Buffer): boolean;
   /** CLIENT REPLY was executed in a transaction. */
   setReplyMode(mode: ReplyMode): void;
   readonly log: Logger;
@@ -158,6 +162,16 @@ export class PendingExchange implements Exchange, OwedReply {
     this.host.fault(thrown);
   }
 
+  /** An `onLost` handler is there. */
+  get recovers(): boolean {
+    return this.recovery !== undefined;
+  }
+
+  /** The reply is still to come; what is behind it is written behind it. Who gives it tells the host of its end. */
+  replyLater(frame: Promise<Buffer>): void {
+    this.settle(frame.then((bytes) => this.transform(bytes)));
+  }
+
   lost(cause: HoldfastError, clientId?: number): void {
     for (const member of this.transaction) member.discard();
     if (this.host.leaving || this.queued) this.discard();
@@ -269,10 +283,8 @@ export class PendingExchange implements Exchange, OwedReply {
       return;
     }
     const hold = this.host.output.hold();
-    reply.then(
-      (bytes) => hold.release(bytes),
-      (thrown) => hold.release(this.failure(thrown)),
-    );
+    const give = (bytes: Buffer): void => (this.host.endsInstead(bytes) ? hold.end() : hold.release(bytes));
+    reply.then(give, (thrown) => give(this.failure(thrown)));
   }
 
   private failure(thrown: unknown): Buffer {
@@ -283,7 +295,7 @@ export class PendingExchange implements Exchange, OwedReply {
 
   private write(bytes: Buffer): void {
     if (this.collect !== undefined) this.collect(bytes);
-    else if (!this.silent) this.host.output.write(bytes);
+    else if (!this.silent || this.host.endsInstead(bytes)) this.host.write(bytes);
   }
 }
 

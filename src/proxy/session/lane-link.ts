@@ -3,7 +3,7 @@ import { HoldfastError } from '../../errors.ts';
 import * as encode from '../../resp/encode.ts';
 import { failWaiting, subscribeAgain } from '../commands/subscription-request.ts';
 import type { Lane } from '../upstream/lane.ts';
-import type { LaneSet } from '../upstream/lane-pool.ts';
+import type { LaneSet, LaneWaiter } from '../upstream/lane-pool.ts';
 import type { Session } from './session.ts';
 import { Hold, Pin } from './session-state.ts';
 
@@ -14,7 +14,13 @@ const ATTACH_RETRY_MS = 200;
  * Runs `action` on a lane that fits: at once where it can, else when everything in flight was answered and a lane is
  * there; requests behind it wait. `pin` says what the session needs a dedicated lane for, 0 where any lane does.
  */
-export function runOnLane(session: Session, pin: number, action: () => void, refused: (reply: Buffer) => void): void {
+export function runOnLane(
+  session: Session,
+  pin: number,
+  action: () => void,
+  refused: (reply: Buffer) => void,
+  until?: number,
+): void {
   if (session.closed) return;
   if (laneFits(session, pin)) {
     session.pins |= pin;
@@ -22,10 +28,16 @@ export function runOnLane(session: Session, pin: number, action: () => void, ref
     return;
   }
   session.hold(Hold.lane);
-  session.whenQuiet(() => awaitLane(session, pin, action, refused));
+  session.whenQuiet(() => awaitLane(session, pin, action, refused, until));
 }
 
-function awaitLane(session: Session, pin: number, action: () => void, refused: (reply: Buffer) => void): void {
+function awaitLane(
+  session: Session,
+  pin: number,
+  action: () => void,
+  refused: (reply: Buffer) => void,
+  until: number | undefined,
+): void {
   const set = session.laneSet;
   const dedicated = pin !== 0 || session.pins !== 0;
   const proceed = (): void => {
@@ -44,7 +56,7 @@ function awaitLane(session: Session, pin: number, action: () => void, refused: (
     proceed();
     return;
   }
-  session.endWait = set.wait(dedicated, {
+  const waiter: LaneWaiter = {
     ready: (ready) => {
       session.endWait = undefined;
       if (session.closed) {
@@ -66,7 +78,8 @@ function awaitLane(session: Session, pin: number, action: () => void, refused: (
         session.lift(Hold.lane);
       });
     },
-  });
+  };
+  session.endWait = set.wait(dedicated, waiter, until);
 }
 
 function laneFits(session: Session, pin: number): boolean {
@@ -88,7 +101,8 @@ export function holdForCongestion(session: Session, lane: Lane): void {
   lane.drainWaiters.add(() => session.guarded(() => session.lift(Hold.congestion)));
 }
 
-function enterDedicated(session: Session, set: LaneSet, lane: Lane): void {
+/** Takes a lane of its own, set up as the one before was. */
+export function enterDedicated(session: Session, set: LaneSet, lane: Lane): void {
   session.lane = lane;
   session.laneSetInUse = set;
   session.dedicated = true;

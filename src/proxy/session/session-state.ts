@@ -43,6 +43,8 @@ export interface ProxyCounters {
   overflows: number;
   /** Clients closed for a mistake of Holdfast's own. */
   faults: number;
+  /** Clients closed because the KV store did not answer. */
+  unserved: number;
 }
 
 /** Why a session takes no further request. */
@@ -61,6 +63,8 @@ export const Hold = {
   ending: 32,
   /** What the session may do depends on a subscription that is not confirmed yet. */
   undecided: 64,
+  /** What it is blocked on is being asked again on another connection. */
+  blocked: 128,
 } as const;
 
 /** Why a session needs a lane of its own. */

@@ -19,6 +19,7 @@ import { HoldfastError, messageOf } from '../../errors.ts';
 import type { Interceptor, SessionView } from '../../interceptor.ts';
 import type { Protocol } from '../../resp/encode.ts';
 import * as encode from '../../resp/encode.ts';
+import type { BlockedRequest } from '../commands/blocked-request.ts';
 import { runBehind } from '../commands/forward.ts';
 import type { SubscriptionRequest } from '../commands/subscription-request.ts';
 import { planFor, SessionInput } from '../input/request-reader.ts';
@@ -38,6 +39,7 @@ import { Subscriptions } from './subscriptions.ts';
 
 const LINGER_MS = 1000;
 const INVALIDATE_ALL = Buffer.from('>2\r\n$10\r\ninvalidate\r\n_\r\n');
+
 export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeHost {
   readonly id: number;
   readonly socket: Socket;
@@ -75,6 +77,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   commandsTotal = 0;
   lastActiveAt = this.createdAt;
   closed = false;
+  /** The client has ended its side. */
+  clientEnded = false;
+  /** What the session is blocked on while its connection is another one, or none. */
+  blocked: BlockedRequest | undefined;
   /** Which of the proxy's listeners it came through. */
   listener = 0;
   pins = 0;
@@ -97,7 +103,6 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   attachTimer: NodeJS.Timeout | undefined;
   private blockedTimer: NodeJS.Timeout | undefined;
   private socketPaused = false;
-  private clientEnded = false;
   private quietListeners: (() => void)[] = [];
   private readonly closeListeners: (() => void)[] = [];
   /** Lanes on which something is sent once more. */
@@ -132,7 +137,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.sink = {
       deliver: () => undefined,
       repliesDone: (count) => this.repliesDone(count),
-      repliesLost: (count) => this.repliesDone(count),
+      repliesLost: (count, _partial, cause) => {
+        if (!this.closed && !this.leaving && this.closesOnLoss) this.write(lostReply(cause));
+        this.repliesDone(count);
+      },
       fault: (thrown) => this.fault(thrown),
     };
     this.remoteAddress = socket.remoteAddress;
@@ -268,9 +276,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   /**
    * Runs `action` on a lane that fits: at once where it can, else when everything in flight was answered and a lane is
    * there; requests behind it wait. `pin` says what the session needs a dedicated lane for, 0 where any lane does.
+   * `until`: how long it is waited for, where that is not for the server to come back.
    */
-  onLane(pin: number, action: () => void, refused: (reply: Buffer) => void): void {
-    runOnLane(this, pin, action, refused);
+  onLane(pin: number, action: () => void, refused: (reply: Buffer) => void, until?: number): void {
+    runOnLane(this, pin, action, refused, until);
   }
 
   /** Sends a request of the session's own; `then` is called when its reply, which nobody sees, has come or was lost. */
@@ -316,9 +325,29 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.close('the connection to the KV store was lost within a reply');
       return;
     }
-    const reply = encode.error(`KVDOWN ${cause.code === 'KVDOWN' ? LOST_TEXT : cause.message}`);
-    for (let i = 0; i < count; i += 1) this.output.write(reply);
+    const reply = lostReply(cause);
+    for (let i = 0; i < count; i += 1) this.write(reply);
     this.repliesDone(count);
+  }
+
+  write(reply: Buffer): void {
+    if (this.endsInstead(reply)) this.output.endHere();
+    else this.output.write(reply);
+  }
+
+  /** `limits.onLost: close`: for what the KV store does not answer the connection ends, as without Holdfast. */
+  endsInstead(reply: Buffer): boolean {
+    if (!encode.isUnserved(reply) || !this.closesOnLoss) return false;
+    if (!this.closed && (this.holds & Hold.ending) === 0) {
+      this.context.counters.unserved += 1;
+      this.log.info({ client: this.id, reason: reply.toString('utf8', 1, reply.length - 2) }, 'client closed');
+    }
+    this.hold(Hold.ending);
+    return true;
+  }
+
+  get closesOnLoss(): boolean {
+    return this.context.limits.onLost === 'close';
   }
 
   push(frame: Buffer): void {
@@ -352,6 +381,11 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.close(`the connection to the KV store was lost: ${cause.message}`);
       return;
     }
+    if (this.holds & Hold.ending) return;
+    if (this.transaction !== undefined && this.closesOnLoss) {
+      this.write(lostReply(cause));
+      return;
+    }
     if (this.transaction !== undefined) this.transaction.broken = 'lost';
     else if (this.pins & Pin.watch) this.watchLost = true;
     if (this.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget)) {
@@ -359,6 +393,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       if (this.setup.has('client|tracking') && this.protocol === 3) this.output.write(INVALIDATE_ALL);
       attachDedicated(this);
     }
+    this.blocked?.askAgain();
   }
 
   /** Runs `action` as soon as nothing is in flight. */
@@ -389,8 +424,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   /** Writes a reply of the session's own in its turn, unless the client wants none. */
   answer(reply: Buffer): void {
-    if (this.replyMode !== 'on') return;
-    this.inTurn(() => this.output.write(reply));
+    if (this.replyMode === 'on') this.inTurn(() => this.write(reply));
+    else if (this.closesOnLoss && encode.isUnserved(reply)) this.inTurn(() => this.write(reply));
   }
 
   private quiet(): void {
@@ -495,6 +530,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   private clientEnd(): void {
     this.clientEnded = true;
+    if (this.blocked !== undefined && !this.dedicated) this.close('it ended its side while it was blocked');
     this.finishIfEnded();
     this.watchBlocked();
   }
@@ -516,7 +552,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
    * told of the end as well, and decides which of the two it is. A client that went away is not given an element.
    */
   private finishIfEnded(): void {
-    if (!this.clientEnded || this.input.busy || this.holds !== 0 || this.closed) return;
+    if (!this.clientEnded || this.input.busy || (this.holds & ~Hold.blocked) !== 0 || this.closed) return;
     if (!this.finishBlocked() && this.inFlight === 0) this.output.finish();
   }
 
@@ -555,6 +591,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.output.end();
     this.socket.destroy();
     this.endWait?.();
+    this.blocked?.drop();
     clearTimeout(this.attachTimer);
     clearTimeout(this.blockedTimer);
     for (const lane of this.resendLanes) lane.close(new HoldfastError('RETIRED', 'its client is gone'));
@@ -578,4 +615,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   async run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer> {
     return runBehind(this, behind, args, database);
   }
+}
+
+function lostReply(cause: HoldfastError): Buffer {
+  return encode.error(`KVDOWN ${cause.code === 'KVDOWN' ? LOST_TEXT : cause.message}`);
 }

@@ -123,9 +123,9 @@ export class LaneSet {
     return lane;
   }
 
-  /** Waits for a lane, for `limits.holdMs` at the most. Gives a function that ends the wait. */
-  wait(dedicated: boolean, waiter: LaneWaiter): () => void {
-    const waiting: Waiting = { waiter, dedicated, deadline: this.upstream.waitDeadline() };
+  /** Waits for a lane, for `limits.holdMs` where nothing else is said. Gives a function that ends the wait. */
+  wait(dedicated: boolean, waiter: LaneWaiter, deadline = this.upstream.waitDeadline()): () => void {
+    const waiting: Waiting = { waiter, dedicated, deadline };
     this.waiting.push(waiting);
     this.connectForWaiters();
     // Away for longer than anybody may wait: say so at once, not at the next tick.

@@ -65,6 +65,8 @@ const MINUS = 45;
 const BACKOFF_MS_MIN = 20;
 const BACKOFF_MS_MAX = 1_000;
 const STALL_CHECK_MS = 50;
+/** Between two times that a client is closed because the KV store is away. */
+const RETURN_MS = 1_000;
 
 export interface UpstreamOptions {
   readonly address: UpstreamAddress;
@@ -169,9 +171,14 @@ export class Upstream {
     return true;
   }
 
-  /** Until when somebody who begins to wait for a lane now may wait. Everybody waits from the same moment on. */
+  /**
+   * Until when somebody who begins to wait for a lane now may wait. Everybody waits from the same moment on; but a client
+   * that is closed comes back at once, and does so without a pause where it is let in.
+   */
   waitDeadline(): number {
-    return (this.downSince ?? Date.now()) + this.limits.holdMs;
+    const now = Date.now();
+    const until = (this.downSince ?? now) + this.limits.holdMs;
+    return this.limits.onLost === 'close' ? Math.max(until, now + Math.min(RETURN_MS, this.limits.holdMs)) : until;
   }
 
   /** Milliseconds since it could be reached last; `undefined` while it can. */
