@@ -56,8 +56,14 @@ export function answerSessionCommand(session: Session, request: Request): void {
   const known =
     command === undefined ||
     command.servers.includes(session.context.upstream.facts.server === 'valkey' ? 'valkey' : 'redis');
-  if (handler === undefined || !known || !arityFits(request)) onLane(session, 0, () => forward(session, request));
+  if (!known && session.admittedOffline) session.answer(unknownSubcommand(request.args));
+  else if (handler === undefined || !known || !arityFits(request)) onLane(session, 0, () => forward(session, request));
   else handler(session, request);
+}
+
+/** What the server says of a CLIENT subcommand that it does not have: libraries try some, and go on without. */
+export function unknownSubcommand(args: readonly Buffer[]): Buffer {
+  return encode.errorOfBytes(`ERR unknown subcommand '${args[1]!.toString('latin1', 0, 128)}'. Try CLIENT HELP.`);
 }
 
 /**

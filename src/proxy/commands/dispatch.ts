@@ -10,7 +10,7 @@ import { resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
 import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from '../session/session-state.ts';
 import { blockOptionAt, sendBlocking } from './blocked-request.ts';
-import { answerSessionCommand, queuedSessionCommand } from './client-commands.ts';
+import { answerSessionCommand, queuedSessionCommand, unknownSubcommand } from './client-commands.ts';
 import {
   forward,
   forwardEnd,
@@ -67,11 +67,7 @@ export function dispatch(session: Session, asked: Request): void {
       answerSessionCommand(session, request);
       return;
     case 'shared':
-      if (name === 'ping' && request.args.length <= 2 && session.admittedOffline) {
-        // It asks whether this connection serves, and it does: XADD goes on.
-        session.answer(request.args[1] === undefined ? encode.simple('PONG') : encode.bulk(request.args[1]));
-        return;
-      }
+      if (session.admittedOffline && answersOffline(session, request)) return;
       send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
       return;
     case 'blocking-option': {
@@ -125,6 +121,16 @@ export function dispatch(session: Session, asked: Request): void {
       sendControl(session, request);
       return;
   }
+}
+
+/** What handshakes ask without need of the server, while it cannot be asked. */
+function answersOffline(session: Session, { command, args }: Request): boolean {
+  if (command?.name === 'ping' && args.length <= 2) {
+    // It asks whether this connection serves, and it does: XADD goes on.
+    session.answer(args[1] === undefined ? encode.simple('PONG') : encode.bulk(args[1]));
+  } else if (command?.name === 'client' && args.length > 1) session.answer(unknownSubcommand(args));
+  else return false;
+  return true;
 }
 
 /** Whether a RESP2 client's request will be a subscriber's, which only PING and its kin are, depends on the server's answer. */
