@@ -217,7 +217,7 @@ export interface HoldfastLaunch {
   pooling?: 'transaction' | 'session';
   streams?: readonly string[];
   /** Besides its own, as they stand in the configuration. */
-  listeners?: readonly { readonly address: string; readonly scope?: string }[];
+  listeners?: readonly { readonly address: string; readonly scope?: string; readonly requireAuth?: boolean }[];
   /** Further top-level settings, written into the configuration file as they are. */
   settings?: Readonly<Record<string, unknown>>;
   nodeArgs?: readonly string[];

@@ -4,7 +4,7 @@
  * tenant writes carries its mark.
  */
 import { sha1 } from '../../src/scope/lua/script-registry.ts';
-import { SCRIPT_ATTACKS } from '../scope/script-attacks.ts';
+import { SCRIPT_ATTACKS, STATE_CHANGES } from '../scope/script-attacks.ts';
 import type { Random } from './random.ts';
 
 export type Request = readonly (string | Buffer)[];
@@ -61,12 +61,25 @@ const CHANNELS = ['news', 'other', '__keyspace@0__:s0', '__keyevent@0__:set', '_
 const PATTERNS = ['*', 'n*', '*:*', '__key*', '__keyevent@*__:*', '[a-z]*', '?'];
 const GLOBS = ['*', 's*', '?0', '[a-z]*', '*0', 'nosuch', ''];
 
+const INFO_SECTIONS = [
+  ...['all', 'everything', 'server', 'clients', 'memory', 'persistence', 'stats', 'replication', 'cpu', 'modules'],
+  ...['errorstats', 'commandstats', 'latencystats', 'keyspace', 'debug', 'holdfast'],
+];
+
 export interface TenantWords {
   /** In every value that the tenant writes. */
   readonly mark: string;
   /** Before some of the names that it uses: of scopes that are not its own. */
   readonly guesses: readonly string[];
 }
+
+/** As a user of the KV store whom it would let in with any password. */
+const LOGINS: readonly Request[] = [
+  ['AUTH', 'default', 'any'],
+  ['AUTH', 'any'],
+  ['HELLO', '2', 'AUTH', 'default', 'any'],
+  ['HELLO', '3', 'AUTH', 'default', 'any'],
+];
 
 /** One generator for each connection. */
 export function tenantCommands(random: Random, { mark, guesses }: TenantWords) {
@@ -295,7 +308,8 @@ export function tenantCommands(random: Random, { mark, guesses }: TenantWords) {
     () => ['DBSIZE'],
     () => ['COMMAND', 'GETKEYS', 'MSET', key('string'), 'v', key('string'), 'v'],
     () => ['COMMAND', 'GETKEYSANDFLAGS', 'SET', key('string'), 'v'],
-    () => ['INFO', ...some(['keyspace'], ['stats'], ['clients'], ['all'], ['commandstats'], ['errorstats'])],
+    () => ['INFO', ...some(...INFO_SECTIONS.map((section) => [section]))],
+    () => ['ROLE'],
   ];
   const scripts: (() => Request)[] = [
     () => {
@@ -357,10 +371,27 @@ export function tenantCommands(random: Random, { mark, guesses }: TenantWords) {
         ['NOSUCHCOMMAND', 's0'],
         ['OBJECT', 'HELP'],
         ['MIGRATE', '127.0.0.1', '1', 's0', '0', '10'],
+        ['MIGRATE', '127.0.0.1', '1', '', '0', '10', 'COPY', 'AUTH', 'x', 'KEYS', 's0', 's1'],
+        ['HOLDFAST', 'WITH', 'holdfast', 'epoch', '1', 'HGETALL', 'scripts'],
+        ['HOLDFAST', 'SCOPE', 'INVALIDATE', 'holdfast', 'epoch', '1'],
         ['ZUNION', '01', 'z0'],
         ['SORT', 'l0', 'GET', 'secret', 'GET', '*'],
         ['DEBUG', 'RELOAD'],
       ]),
+    () => ['EVAL', pick(STATE_CHANGES)[0], '0'],
+    () => ['EVAL', `${pick(STATE_CHANGES)[0]} return redis.call('GET',KEYS[1])`, '1', key('string')],
+    () => [
+      ...['FUNCTION', 'LOAD', 'REPLACE'],
+      `#!lua name=change\nredis.register_function('change',function() ${pick(STATE_CHANGES)[0]} end)`,
+    ],
+    () => ['FCALL', 'change', '0'],
+    // Errors that a script makes up are counted by their first word.
+    () => ['EVAL', 'return redis.error_reply(ARGV[1])', '0', `${mark}E${below(5)} was said`],
+    () => ['EVAL', 'return {err=ARGV[1]}', '0', `${mark}F${below(5)} was said`],
+    () => ['EVAL', "return redis.call('SCAN',ARGV[1],'COUNT','5')", '0', String(below(2 ** 20))],
+    () => ['SCAN', String(below(2 ** 31)), 'COUNT', pick(['1', '1000000', '99999999999999999', '0'])],
+    () => pick<Request>(LOGINS),
+    () => pick<Request>(LOGINS),
     () => ['EVAL', 'return 1 end', '0'],
     () => ['FUNCTION', 'LOAD', "#!lua name=bad\nend redis.call('SET','secret',1)"],
     () => ['FCALL', pick(['nosuch', 'hf0_put', '']), '0'],

@@ -14,9 +14,11 @@ import { createHash } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
 import { startLedgerDatabases } from '../../bench/ledger-databases.ts';
 import { type KvBinary, startHoldfast, startKv } from '../../bench/processes.ts';
+import { freePort } from '../../src/embedded/free-port.ts';
 import { request } from '../../src/resp/encode.ts';
 import { type Reply, replyValue } from '../../src/resp/reply.ts';
 import { ReplyScanner } from '../../src/resp/reply-scanner.ts';
+import { STATE_CHANGES } from '../scope/script-attacks.ts';
 import { connectRaw, type RawClient } from '../support/raw-client.ts';
 import { type DocumentedCommand, generateRequest, readCommandDocs } from './command-generator.ts';
 import { type Random, seededRandom } from './random.ts';
@@ -39,9 +41,10 @@ export interface IsolationReport {
   readonly errors: number;
   readonly pushes: number;
   readonly connections: number;
-  /** Looks of the observer, and keys that it saw. */
+  /** Looks of the observer, keys that it saw, and looks at which the server's error statistics named tenants. */
   readonly looks: number;
   readonly keysSeen: number;
+  readonly errorsNamed: number;
   /** The most frequent errors, by their first words. */
   readonly errorKinds: readonly (readonly [text: string, count: number])[];
   readonly violations: readonly string[];
@@ -76,6 +79,8 @@ const TENANTS: readonly Tenant[] = [
   { user: 'flight', prefixes: FLIGHT_SCOPES, mark: 'FLIGHT=', guesses: [], template: true },
 ];
 const OBSERVER_MARK = 'NOBODY=';
+/** Of INFO: what counts or tells what all do. */
+const FIGURES = ['errorstat_', 'cmdstat_', 'latency_percentiles_', 'used_memory:', 'blocked_clients:', 'total_error'];
 const DATABASES = [0, 1, 2, 5];
 const BATCH_MAX = 40;
 const BATCHES_EACH = 60;
@@ -106,7 +111,7 @@ function forbiddenFor(tenant: Tenant, fenceUsers: string): Buffer[] {
   const names = tenant.guesses.length > 0 ? [] : [ALFA, BRAVO, QUIET, GUESS];
   if (names.length > 0 && !tenant.template) names.push('v1/org/');
   // Functions and libraries by the names that the KV store knows them by have something before them.
-  return [...marks, ...names, fenceUsers, '_peek', '#!lua name=hf'].map((text) => Buffer.from(text));
+  return [...marks, ...names, ...FIGURES, fenceUsers, '_peek', '#!lua name=hf'].map((text) => Buffer.from(text));
 }
 
 interface Campaign {
@@ -122,6 +127,7 @@ interface Campaign {
     connections: number;
     looks: number;
     keysSeen: number;
+    errorsNamed: number;
   };
   readonly errorKinds: Map<string, number>;
   violate(text: string): void;
@@ -278,7 +284,16 @@ async function worker(campaign: Campaign, tenant: Tenant, seed: number): Promise
       good = await connection.run([...batch, ['DISCARD'], ['SELECT', '0'], ['ECHO', nonce]], nonce);
     }
     // Logged out, the same connection is nobody's: what it was subscribed to must not follow it.
-    if (good && random.chance(0.3)) await connection.run([['RESET'], ['ECHO', '<reset>']], '<reset>');
+    if (good && random.chance(0.3)) {
+      const { user } = tenant;
+      const asNobody: Request[] = [
+        ['GET', 's0'],
+        ['KEYS', '*'],
+        ['HELLO', '3'],
+        ['EVAL', "return redis.call('KEYS','*')", '0'],
+      ];
+      await connection.run([['RESET'], ...asNobody, ['AUTH', user, user], ['ECHO', '<reset>']], '<reset>');
+    }
     connection.close();
   }
 }
@@ -308,6 +323,7 @@ class Observer {
   private readonly client: RawClient;
   private readonly campaign: Campaign;
   private quiet = '';
+  private libraries = '';
 
   constructor(client: RawClient, campaign: Campaign) {
     this.client = client;
@@ -332,6 +348,18 @@ class Observer {
       "#!lua name=everybody\nredis.register_function('everybody',function() end)",
     );
     this.quiet = await this.nobodysDigest();
+    this.libraries = await this.librariesOfScripts();
+  }
+
+  /** What the server's Lua keeps for everybody's scripts. */
+  private async librariesOfScripts(): Promise<string> {
+    await this.client.send('SELECT', '9');
+    const shown: string[] = [];
+    for (const [, shows] of STATE_CHANGES)
+      shown.push(JSON.stringify(replyValue(await this.client.send('EVAL', shows, '0'))));
+    await this.client.send('FLUSHDB');
+    await this.client.send('SELECT', '0');
+    return shown.join();
   }
 
   private async nobodysDigest(): Promise<string> {
@@ -350,6 +378,10 @@ class Observer {
     const { count, violate } = this.campaign;
     count.looks += 1;
     if ((await this.nobodysDigest()) !== this.quiet) violate('keys of nobody have changed');
+    const scripts = await this.librariesOfScripts();
+    if (scripts !== this.libraries) violate(`scripts of others find other libraries: ${scripts}`);
+    const errors = (await this.client.send('INFO', 'errorstats')).bytes.toString();
+    if (TENANTS.some(({ mark }) => errors.includes(mark))) count.errorsNamed += 1;
     for (const database of DATABASES) {
       await this.client.send('SELECT', String(database));
       const keys = (await this.client.send('KEYS', '*')).items!.map((item) => Buffer.from(item.bytes));
@@ -411,7 +443,9 @@ export async function runIsolation(options: IsolationOptions): Promise<Isolation
     running.push(ledger);
     const kv = await startKv(options.server, SERVER_ARGS);
     running.push(kv);
+    const port = await freePort();
     const front = await startHoldfast({
+      listeners: [{ address: `127.0.0.1:${port}`, requireAuth: true }],
       kvUrl: `redis://127.0.0.1:${kv.port}`,
       databaseUrl: await ledger.create(),
       settings: { users: CONFIGURED },
@@ -419,12 +453,21 @@ export async function runIsolation(options: IsolationOptions): Promise<Isolation
     });
     running.push(front);
     const direct = await connectRaw(kv.port);
-    const fenceUsers = await findFenceUsers(direct, front.port);
+    const fenceUsers = await findFenceUsers(direct, port);
     const violations: string[] = [];
-    const count = { commands: 0, replies: 0, errors: 0, pushes: 0, connections: 0, looks: 0, keysSeen: 0 };
+    const count = {
+      commands: 0,
+      replies: 0,
+      errors: 0,
+      pushes: 0,
+      connections: 0,
+      looks: 0,
+      keysSeen: 0,
+      errorsNamed: 0,
+    };
     const documented = (await readCommandDocs(direct)).filter(({ name }) => !NOT_GENERATED.test(name));
     const campaign: Campaign = {
-      port: front.port,
+      port,
       fenceUsers,
       commands: documented,
       enough: () =>

@@ -110,3 +110,31 @@ export const SCRIPT_ATTACKS: readonly string[] = [
   'local self=KEYS[1] local t={} function t:m() return redis.call("SET",self.."et","owned") end return t.m("secr")',
   'local key=KEYS[1] do local key="secret" return redis.call("GET",key) end',
 ];
+
+/**
+ * Changes of what the server's Lua keeps for all scripts, each with a script that shows what somebody else finds of it: the same
+ * as if nobody had tried.
+ */
+export const STATE_CHANGES: readonly (readonly [change: string, shows: string])[] = [
+  ['cjson.encode_number_precision(2)', 'return cjson.encode(1.23456)'],
+  ['cjson["encode_number_precision"](2)', 'return cjson.encode(1.23456)'],
+  ['local c=cjson c["encode_number_".."precision"](2)', 'return cjson.encode(1.23456)'],
+  ['for k,v in pairs(cjson) do if k=="encode_number_precision" then v(2) end end', 'return cjson.encode(1.23456)'],
+  ['local f=({cjson})[1] f.encode_number_precision(2)', 'return cjson.encode(1.23456)'],
+  ['cjson . --[[ ]] encode_number_precision(2)', 'return cjson.encode(1.23456)'],
+  ['_G["cj".."son"]["encode_number_".."precision"](2)', 'return cjson.encode(1.23456)'],
+  ['cjson.encode_sparse_array(true)', 'return {pcall(cjson.encode,{[1]=1,[1000]=2})}'],
+  ['cjson.encode_max_depth(1)', 'return {pcall(cjson.encode,{{{1}}})}'],
+  ['cjson.decode_max_depth(1)', 'return {pcall(cjson.decode,"[[[1]]]")}'],
+  ['cjson.encode_invalid_numbers(true)', 'return {pcall(cjson.encode,1/0)}'],
+  ['cjson.decode_invalid_numbers(false)', 'return tostring(cjson.decode("[0x10]")[1])'],
+  ['cjson.encode_keep_buffer(false)', 'return tostring(cjson.encode_keep_buffer())'],
+  ['collectgarbage("stop")', 'return collectgarbage("count")>0'],
+  ['collectgarbage("setpause",1000)', 'return collectgarbage("setpause",collectgarbage("setpause",200))'],
+  ['string.rep=nil', 'return ("x"):rep(2)'],
+  ['cmsgpack.pack=nil', 'return #cmsgpack.pack(1)'],
+  ['table.concat=nil', 'return table.concat({1})'],
+  ['bit.band=nil', 'return bit.band(3,1)'],
+  ['redis.setresp(3)', "redis.call('HSET','h','f','v') return redis.call('HGETALL','h')"],
+  ['redis.set_repl(redis.REPL_NONE)', 'return 1'],
+];

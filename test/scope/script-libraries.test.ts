@@ -6,31 +6,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { needsNoWrapper } from '../../src/scope/lua/lua-wrapper.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import { asking, startScopedProxy } from './scoped-proxy.ts';
-
-/** Lua that a tenant runs, and what somebody else's script shows of it: the same as if it had not run. */
-const CHANGES: readonly (readonly [change: string, shows: string])[] = [
-  ['cjson.encode_number_precision(2)', 'return cjson.encode(1.23456)'],
-  ['cjson["encode_number_precision"](2)', 'return cjson.encode(1.23456)'],
-  ['local c=cjson c["encode_number_".."precision"](2)', 'return cjson.encode(1.23456)'],
-  ['for k,v in pairs(cjson) do if k=="encode_number_precision" then v(2) end end', 'return cjson.encode(1.23456)'],
-  ['local f=({cjson})[1] f.encode_number_precision(2)', 'return cjson.encode(1.23456)'],
-  ['cjson . --[[ ]] encode_number_precision(2)', 'return cjson.encode(1.23456)'],
-  ['_G["cj".."son"]["encode_number_".."precision"](2)', 'return cjson.encode(1.23456)'],
-  ['cjson.encode_sparse_array(true)', 'return {pcall(cjson.encode,{[1]=1,[1000]=2})}'],
-  ['cjson.encode_max_depth(1)', 'return {pcall(cjson.encode,{{{1}}})}'],
-  ['cjson.decode_max_depth(1)', 'return {pcall(cjson.decode,"[[[1]]]")}'],
-  ['cjson.encode_invalid_numbers(true)', 'return {pcall(cjson.encode,1/0)}'],
-  ['cjson.decode_invalid_numbers(false)', 'return tostring(cjson.decode("[0x10]")[1])'],
-  ['cjson.encode_keep_buffer(false)', 'return tostring(cjson.encode_keep_buffer())'],
-  ['collectgarbage("stop")', 'return collectgarbage("count")>0'],
-  ['collectgarbage("setpause",1000)', 'return collectgarbage("setpause",collectgarbage("setpause",200))'],
-  ['string.rep=nil', 'return ("x"):rep(2)'],
-  ['cmsgpack.pack=nil', 'return #cmsgpack.pack(1)'],
-  ['table.concat=nil', 'return table.concat({1})'],
-  ['bit.band=nil', 'return bit.band(3,1)'],
-  ['redis.setresp(3)', "redis.call('HSET','h','f','v') return redis.call('HGETALL','h')"],
-  ['redis.set_repl(redis.REPL_NONE)', 'return 1'],
-];
+import { STATE_CHANGES } from './script-attacks.ts';
 
 /** Each says what the server would. */
 const RANDOM = [
@@ -58,7 +34,7 @@ describe.each(kvKinds)('the libraries of scripts in a scope on %s', async (kind)
   const a = asking(await proxy.login('a'));
   const b = asking(await proxy.login('b'));
 
-  it.each(CHANGES)('are as they were for others after: %s', async (change, shows) => {
+  it.each(STATE_CHANGES)('are as they were for others after: %s', async (change, shows) => {
     await direct('FLUSHALL');
     await direct('DEL', 'h');
     const before = [await direct('EVAL', shows, 0), await b('EVAL', shows, 0)];
