@@ -27,12 +27,14 @@ import { inspectKv } from '../operations/kv-inspector.ts';
 import { ledgerFigures } from '../operations/ledger-figures.ts';
 import { reportLedger } from '../operations/ledger-report.ts';
 import { addFigures, createMetrics } from '../operations/metrics.ts';
+import { outboxFigures } from '../operations/outbox-figures.ts';
 import { proxyFigures } from '../operations/proxy-figures.ts';
 import { retentionFigures } from '../operations/retention-figures.ts';
 import { formatStatus, type StatusReport } from '../operations/status-report.ts';
 import type { Member } from '../processes/member.ts';
 import { type RunningProxy, startProxy } from '../proxy/proxy.ts';
 import { carriageOf } from '../proxy/request/command-plan.ts';
+import { OutboxPublisher } from '../recovery/outbox/outbox-publisher.ts';
 import { Recovery } from '../recovery/recovery.ts';
 import { verify } from '../recovery/verify.ts';
 import { createReloader, type Reloadable, type ReloadReport } from '../reload.ts';
@@ -101,6 +103,7 @@ export async function compose(
     log,
   });
   steps.onStop('recovery', () => recovery.stop());
+  const outbox = new OutboxPublisher({ recovery, kv: target, log });
   const retention = new Retention({
     ledger,
     retentionMs: config.ledger.retentionDays * DAY_MS,
@@ -203,6 +206,7 @@ export async function compose(
   addFigures(metrics, [
     ...proxyFigures(proxy),
     ...ledgerFigures(ledger, recovery),
+    ...outboxFigures(outbox),
     ...retentionFigures(retention),
     ...cacheFigures(cache),
   ]);
@@ -267,6 +271,8 @@ export async function compose(
   }
 
   await recovery.start();
+  outbox.start();
+  steps.onStop('outbox', () => outbox.stop());
   retention.start();
   steps.onStop('retention', () => retention.stop());
   if ((await ledger.kv.lastCompared())?.admitsNobody === true) proxy.admitNobody();

@@ -1,17 +1,18 @@
 /**
- * The keys that Holdfast keeps in the KV store (the witness, streams under restoration, leases, scripts) are hidden from KEYS, SCAN,
+ * The keys that Holdfast keeps in the KV store (the witness, streams under restoration, the outbox's note, leases, scripts) are hidden from KEYS, SCAN,
  * DBSIZE and RANDOMKEY, and from notifications and invalidations, so that a client that walks the keyspace finds its own keys only.
  */
 import { LEASES_KEY, OWNERS_KEY, RELEASED_KEY } from '../cache/lease-scripts.ts';
 import type { Exchange, Interceptor } from '../interceptor.ts';
 import { OWN_KEY_START } from '../own-keys.ts';
 import { WITNESS_KEY } from '../recovery/kv/epoch-key.ts';
+import { OUTBOX_KEY } from '../recovery/outbox/outbox-script.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
 import { SCRIPTS_KEY } from '../scope/lua/script-store.ts';
 
 const OWN_PREFIX = Buffer.from(OWN_KEY_START);
-const EXISTS_OWN = ['EXISTS', WITNESS_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY, SCRIPTS_KEY].map((word) =>
+const EXISTS_OWN = ['EXISTS', WITNESS_KEY, OUTBOX_KEY, LEASES_KEY, OWNERS_KEY, RELEASED_KEY, SCRIPTS_KEY].map((word) =>
   Buffer.from(word),
 );
 /** How often RANDOMKEY is asked again before the keyspace counts as holding nothing but Holdfast's keys. */

@@ -6,12 +6,14 @@ import { ledgerInterceptors } from '../../src/intercept/ledger/interceptors.ts';
 import { type Ledger, type LedgerOptions, openLedger } from '../../src/ledger/ledger.ts';
 import { streamFilter } from '../../src/ledger/stream-filter.ts';
 import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
+import { OutboxPublisher } from '../../src/recovery/outbox/outbox-publisher.ts';
 import { type Recovery, startRecovery } from '../../src/recovery/recovery.ts';
 import { startTestPostgres } from './servers.ts';
 
 export interface Sidecar {
   readonly ledger: Ledger;
   readonly recovery: Recovery;
+  readonly outbox: OutboxPublisher;
   readonly proxy: RunningProxy;
   readonly port: number;
   /** A client of this sidecar; closed with it. */
@@ -105,16 +107,20 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
     log,
   });
   lanes = proxy;
+  const outbox = new OutboxPublisher({ recovery, kv, log });
+  outbox.start();
   const port = proxy.addresses[0]!.port!;
   const sidecar: Sidecar = {
     ledger,
     recovery,
+    outbox,
     proxy,
     port,
     client: () => clientOf(port),
     async stop() {
       if (!running.delete(sidecar)) return;
       await proxy.stop(0);
+      await outbox.stop();
       await recovery.stop();
       await ledger.close();
     },
