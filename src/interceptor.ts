@@ -76,6 +76,13 @@ export interface Exchange {
    */
   resend(args?: readonly Buffer[]): Promise<Buffer>;
   /**
+   * Asks the KV store whether it lets the session do this (this request by default), without doing it; for work that begins
+   * before the request is sent. Gives its NOAUTH or NOPERM, or nothing. Only inside `request`, and not of a queued exchange.
+   */
+  judge(args?: readonly Buffer[]): Promise<Buffer | undefined>;
+  /** Queued: whether the KV store has taken it into its queue. A promise while its answer is on the way; it never rejects. */
+  inQueue(): boolean | Promise<boolean>;
+  /**
    * Runs another command for this session through the interceptors behind the one that asks, and gives its reply: on the
    * session's own lane, behind everything that was sent before, or in another database. Only inside `request`, and not of
    * a queued exchange. Rejects as `resend` does.

@@ -5,6 +5,7 @@ import { afterEach } from 'vitest';
 import { ledgerInterceptors } from '../../src/intercept/ledger/interceptors.ts';
 import { type Ledger, type LedgerOptions, openLedger } from '../../src/ledger/ledger.ts';
 import { streamFilter } from '../../src/ledger/stream-filter.ts';
+import type { ProxyLimits } from '../../src/proxy/limits.ts';
 import { type RunningProxy, startProxy } from '../../src/proxy/proxy.ts';
 import { OutboxPublisher } from '../../src/recovery/outbox/outbox-publisher.ts';
 import { type Recovery, startRecovery } from '../../src/recovery/recovery.ts';
@@ -32,6 +33,9 @@ export interface SidecarOptions {
   readonly onLost?: 'close' | 'error';
   readonly lookIntervalMs?: number;
   readonly limits?: LedgerOptions['limits'];
+  readonly proxyLimits?: Partial<ProxyLimits>;
+  /** Who Holdfast itself is at the KV store; clients are whoever they log in as. */
+  readonly kvUser?: { readonly username: string; readonly password: string };
 }
 
 const running = new Set<Sidecar>();
@@ -76,7 +80,8 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
     log,
     ...(options.limits === undefined ? {} : { limits: options.limits }),
   });
-  const kv = { host: '127.0.0.1', port: options.kvPort };
+  const address = { host: '127.0.0.1', port: options.kvPort };
+  const kv = { ...address, ...options.kvUser };
   let lanes: RunningProxy | undefined;
   const recovery = await startRecovery({
     ledger,
@@ -91,8 +96,8 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
   });
   const proxy = await startProxy({
     listen: [{ host: '127.0.0.1', port: 0 }],
-    upstream: kv,
-    limits: { holdMs, onLost: options.onLost ?? 'close' },
+    upstream: address,
+    limits: { ...options.proxyLimits, holdMs, onLost: options.onLost ?? 'close' },
     interceptors: ledgerInterceptors({
       ledger,
       recovery,

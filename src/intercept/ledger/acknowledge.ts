@@ -4,6 +4,7 @@
  * are acknowledged; after a restore those are among them that had been delivered before the loss.
  */
 
+import { HoldfastError } from '../../errors.ts';
 import type { Exchange, Interceptor } from '../../interceptor.ts';
 import { parseEntryId } from '../../ledger/encoding/entry-id.ts';
 import type { Group, Stream } from '../../ledger/stream-registry.ts';
@@ -70,6 +71,9 @@ export function ledgerAcknowledge(context: LedgerContext): Interceptor {
       );
       if (settled !== 'timeout') return undefined;
       if (recovery.gate.state === 'down') {
+        if (!exchange.session.admitted) {
+          throw new HoldfastError('KVDOWN', 'the KV store cannot be reached, and has not let this user in before');
+        }
         ledger.acknowledgements.record(stream, group, stream.epoch, ids);
         recovery.acknowledgements.owe(stream, group.name, ids);
         await ledger.acknowledgements.flush().catch(ledgerDown(context, 'it is recorded as soon as it does'));

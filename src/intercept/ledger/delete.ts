@@ -11,6 +11,8 @@ import { beforeExec } from './before-exec.ts';
 import { holdUntilOpen, holdUntilWhole, knownStream, type LedgerContext } from './context.ts';
 
 const COLON = 0x3a;
+/** Whether entries may be deleted is independent of which. */
+const ANY_ID = Buffer.from('0');
 
 export function ledgerDelete(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
@@ -58,7 +60,9 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
     if (ids === undefined) return;
     let opened: DeleteState | undefined;
     const begin = async (): Promise<void> => {
-      opened = await open(exchange, stream, ids);
+      const refusal = exchange.queued ? undefined : await exchange.judge([...exchange.args.slice(0, 2), ANY_ID]);
+      if (refusal === undefined) opened = await open(exchange, stream, ids);
+      else exchange.respond(refusal);
     };
     exchange.onReply((reply) => (opened === undefined ? reply : settled(exchange, stream, opened, reply)));
     exchange.onDiscard(() => {

@@ -244,7 +244,9 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
       if (reshaping(exchange) === undefined) return;
       let opened: Opened | undefined;
       const begin = async (): Promise<void> => {
-        opened = await open(exchange);
+        const refusal = exchange.queued ? undefined : await exchange.judge();
+        if (refusal === undefined) opened = await open(exchange);
+        else exchange.respond(refusal);
       };
       exchange.onReply(async (frame) => {
         if (opened !== undefined && opened.intentions.length > 0) await settle(opened, readReply(frame));

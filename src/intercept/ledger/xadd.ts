@@ -30,6 +30,8 @@ import { parseXadd, type XaddRequest } from './xadd-request.ts';
 /** What the KV store answers while it is no store to write to: the entry was not taken. */
 const OUTAGE_ERRORS: ReadonlySet<string> = new Set(['LOADING', 'READONLY', 'MASTERDOWN', 'CLUSTERDOWN', 'TRYAGAIN']);
 const NOMKSTREAM = Buffer.from('NOMKSTREAM');
+/** Behind an XADD's key: whether it may be added is independent of what is added. */
+const ANY_ENTRY: readonly Buffer[] = ['*', 'f', 'v'].map((arg) => Buffer.from(arg));
 const ATTEMPTS_MAX = 8;
 /** How long a client whose XADD is in doubt waits for its real ID before it gets the ledger's. */
 const DOUBT_MS = 1000;
@@ -99,6 +101,15 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
       if (context.onFailure === 'degrade') return degrade(exchange);
       throw new HoldfastError('LEDGERDOWN', 'the ledger does not take entries now; nothing was written, try again');
     }
+    if (ledger.streams.find(exchange.session.database, args[1]!) === undefined) {
+      // A stream begins for those only whom the KV store lets add to it.
+      if (exchange.queued) return queue(exchange, parsed);
+      const refusal = await exchange.judge([args[0]!, args[1]!, ...ANY_ENTRY]);
+      if (refusal !== undefined) {
+        exchange.respond(refusal);
+        return;
+      }
+    }
     let stream: Stream;
     try {
       stream = await resolve(exchange);
@@ -116,6 +127,24 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     const reply = await untilOpen(xadd, undefined);
     if (reply === undefined) send(xadd);
     else exchange.respond(reply);
+  }
+
+  /** Queued, on a stream that the ledger does not know: it begins when EXEC goes out. */
+  function queue(exchange: Exchange, parsed: XaddRequest): void {
+    let xadd: XaddExchange | undefined;
+    beforeExec(exchange, async () => {
+      let stream: Stream;
+      try {
+        stream = await resolve(exchange);
+      } catch (thrown) {
+        if (context.onFailure === 'degrade' && isLedgerDown(thrown)) return degrade(exchange);
+        throw thrown;
+      }
+      const { epoch, lastId: after } = stream;
+      xadd = { exchange, parsed, args: exchange.args, stream, epoch, after, runId: recovery.runId };
+      await fix(xadd);
+    });
+    exchange.onReply((reply) => (xadd === undefined ? reply : replied(xadd, reply, 1)));
   }
 
   /** The ledger takes it in from the stream, once it can. */

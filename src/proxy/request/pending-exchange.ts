@@ -32,6 +32,9 @@ export interface ExchangeHost {
   replyDone(): void;
   resend(args: readonly Buffer[]): Promise<Buffer>;
   run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer>;
+  judge(args: readonly Buffer[]): Promise<Buffer | undefined>;
+  /** What was let in when it was judged is refused now. */
+  forgetVerdicts(): void;
   /** A mistake of Holdfast's own while the exchange was settled. */
   fault(thrown: unknown): void;
 }
@@ -39,6 +42,7 @@ export interface ExchangeHost {
 export type ReplyMode = 'on' | 'off' | 'skip';
 
 const NOTHING = Buffer.alloc(0);
+const MINUS = 45;
 
 type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
 type Recover = (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>;
@@ -69,6 +73,10 @@ export class PendingExchange implements Exchange, OwedReply {
   private boundary = 0;
   private current: Interceptor | undefined;
   private readonly discards: (() => void)[] = [];
+  /** Whether the KV store has queued it; `undefined` before it has answered. */
+  private queuedThere: boolean | undefined;
+  private judged = false;
+  private readonly queueWaiters: ((queued: boolean) => void)[] = [];
   /** The session's own step, after all interceptors' transforms. */
   private last: ((reply: Buffer) => Buffer) | undefined;
 
@@ -92,6 +100,7 @@ export class PendingExchange implements Exchange, OwedReply {
 
   respond(reply: Buffer): void {
     this.answer = reply;
+    this.noteQueued(true);
     this.answerBoundary = this.boundary;
   }
 
@@ -112,6 +121,21 @@ export class PendingExchange implements Exchange, OwedReply {
   run(args: readonly Buffer[], database = this.session.database): Promise<Buffer> {
     if (this.current === undefined || this.queued) throw new HoldfastError('ERR', 'nothing can be run here');
     return this.host.run(this.current, args, database);
+  }
+
+  judge(args: readonly Buffer[] = this.args): Promise<Buffer | undefined> {
+    if (this.queued) throw new HoldfastError('ERR', 'a queued command is judged when it is queued');
+    this.judged = true;
+    return this.host.judge(args);
+  }
+
+  inQueue(): boolean | Promise<boolean> {
+    return this.queuedThere ?? new Promise((resolve) => this.queueWaiters.push(resolve));
+  }
+
+  private noteQueued(queued: boolean): void {
+    this.queuedThere ??= queued;
+    for (const waiter of this.queueWaiters.splice(0)) waiter(this.queuedThere);
   }
 
   /** One confirmation of a SUBSCRIBE or its kin, as the client gets it. */
@@ -135,12 +159,16 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   discard(): void {
+    this.noteQueued(false);
     for (const listener of this.discards.splice(0)) listener();
   }
 
   reply(frame: Buffer): void {
-    if (this.queued && frame.equals(encode.QUEUED)) this.write(frame);
-    else {
+    if (this.judged && isRefusal(frame)) this.host.forgetVerdicts();
+    if (this.queued && frame.equals(encode.QUEUED)) {
+      this.noteQueued(true);
+      this.write(frame);
+    } else {
       if (this.queued) {
         this.discard();
         this.slot = -1;
@@ -297,6 +325,12 @@ export class PendingExchange implements Exchange, OwedReply {
     if (this.collect !== undefined) this.collect(bytes);
     else if (!this.silent || this.host.endsInstead(bytes)) this.host.write(bytes);
   }
+}
+
+function isRefusal(frame: Buffer): boolean {
+  if (frame[0] !== MINUS) return false;
+  const code = frame.toString('latin1', 1, 7);
+  return code === 'NOPERM' || code === 'NOAUTH';
 }
 
 /** A transform that throws is one that rejects. */

@@ -148,10 +148,30 @@ export function attachDedicated(session: Session): void {
 
 /** Sends a request once more, on a lane of its own, and gives its reply. */
 export async function resendOn(session: Session, set: LaneSet, args: readonly Buffer[]): Promise<Buffer> {
+  return withOwnLane(
+    session,
+    set,
+    (lane) =>
+      new Promise<Buffer>((resolve, reject) => {
+        lane.sendWhole({ reply: resolve, lost: reject, fault: reject }, encode.request(args));
+      }),
+  );
+}
+
+/**
+ * Lets `use` have a lane that nobody else uses meanwhile, beside the session's own; it is closed with the session.
+ * `onlyWhileReachable`: rejects as soon as the KV store cannot be reached, instead of after `limits.holdMs`.
+ */
+export async function withOwnLane<T>(
+  session: Session,
+  set: LaneSet,
+  use: (lane: Lane) => Promise<T>,
+  onlyWhileReachable = false,
+): Promise<T> {
   const lane =
     set.dedicatedLane() ??
     (await new Promise<Lane>((resolve, reject) => {
-      set.wait(true, { ready: resolve, failed: reject });
+      set.wait(true, { ready: resolve, failed: reject }, undefined, onlyWhileReachable);
     }));
   if (session.closed) {
     set.release(lane, true);
@@ -159,9 +179,7 @@ export async function resendOn(session: Session, set: LaneSet, args: readonly Bu
   }
   session.resendLanes.add(lane);
   try {
-    return await new Promise<Buffer>((resolve, reject) => {
-      lane.sendWhole({ reply: resolve, lost: reject, fault: reject }, encode.request(args));
-    });
+    return await use(lane);
   } finally {
     session.resendLanes.delete(lane);
     set.release(lane, true);

@@ -21,6 +21,7 @@ import type { Protocol } from '../../resp/encode.ts';
 import * as encode from '../../resp/encode.ts';
 import type { BlockedRequest } from '../commands/blocked-request.ts';
 import { runBehind } from '../commands/forward.ts';
+import { judgeFirst } from '../commands/judge.ts';
 import type { SubscriptionRequest } from '../commands/subscription-request.ts';
 import { planFor, SessionInput } from '../input/request-reader.ts';
 import { SessionOutput } from '../io/reply-buffer.ts';
@@ -610,6 +611,14 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   resendAnywhere(args: readonly Buffer[]): Promise<Buffer> {
     const { credentials, protocol } = this;
     return resendOn(this, this.context.upstream.laneSet({ credentials, database: 0, protocol }), args);
+  }
+
+  judge(args: readonly Buffer[]): Promise<Buffer | undefined> {
+    return judgeFirst(this, args);
+  }
+
+  forgetVerdicts(): void {
+    this.context.upstream.known.requests(this.credentials)?.forget();
   }
 
   async run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer> {

@@ -6,6 +6,7 @@
  * Passwords are kept as a keyed hash of which the key never leaves this process.
  */
 import { createHmac, randomBytes } from 'node:crypto';
+import { AdmittedRequests } from './admitted-requests.ts';
 import type { Credentials } from './upstream.ts';
 
 export interface KnownInfo {
@@ -17,6 +18,7 @@ export interface KnownInfo {
 interface KnownUser {
   readonly databases: Set<number>;
   info: KnownInfo | undefined;
+  readonly requests: AdmittedRequests;
 }
 
 /** The least recently seen go first. */
@@ -32,7 +34,11 @@ export class KnownUsers {
   /** The server let `credentials` in, and into `database`. */
   admitted(credentials: Credentials | undefined, database: number): void {
     const key = this.keyOf(credentials);
-    const user = this.users.get(key) ?? { databases: new Set([0]), info: undefined };
+    const user = this.users.get(key) ?? {
+      databases: new Set([0]),
+      info: undefined,
+      requests: new AdmittedRequests(),
+    };
     this.users.delete(key);
     this.users.set(key, user);
     if (user.databases.size < DATABASES_MAX) user.databases.add(database);
@@ -51,6 +57,11 @@ export class KnownUsers {
 
   info(credentials: Credentials | undefined): KnownInfo | undefined {
     return this.users.get(this.keyOf(credentials))?.info;
+  }
+
+  /** What the server let this user ask; `undefined` for a user that it has not let in. */
+  requests(credentials: Credentials | undefined): AdmittedRequests | undefined {
+    return this.users.get(this.keyOf(credentials))?.requests;
   }
 
   wantsInfo(credentials: Credentials | undefined): boolean {

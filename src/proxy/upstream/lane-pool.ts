@@ -21,6 +21,8 @@ interface Waiting {
   readonly waiter: LaneWaiter;
   readonly dedicated: boolean;
   readonly deadline: number;
+  /** Waits no longer than the KV store can be reached. */
+  readonly onlyWhileReachable: boolean;
 }
 
 /** What a shared lane had done when it was last seen to make progress. */
@@ -75,7 +77,7 @@ export class LaneSet {
   private readonly onEmpty: () => void;
   private readonly shared: Lane[] = [];
   private readonly idle: { lane: Lane; ticks: number }[] = [];
-  private readonly waiting: Waiting[] = [];
+  private waiting: Waiting[] = [];
   private readonly progress = new Map<Lane, Progress>();
   private connecting = 0;
   private dedicatedInUse = 0;
@@ -124,8 +126,13 @@ export class LaneSet {
   }
 
   /** Waits for a lane, for `limits.holdMs` where nothing else is said. Gives a function that ends the wait. */
-  wait(dedicated: boolean, waiter: LaneWaiter, deadline = this.upstream.waitDeadline()): () => void {
-    const waiting: Waiting = { waiter, dedicated, deadline };
+  wait(
+    dedicated: boolean,
+    waiter: LaneWaiter,
+    deadline = this.upstream.waitDeadline(),
+    onlyWhileReachable = false,
+  ): () => void {
+    const waiting: Waiting = { waiter, dedicated, deadline, onlyWhileReachable };
     this.waiting.push(waiting);
     this.connectForWaiters();
     // Away for longer than anybody may wait: say so at once, not at the next tick.
@@ -181,10 +188,14 @@ export class LaneSet {
   }
 
   private giveUp(now: number): void {
-    const late = this.waiting.filter((waiting) => waiting.deadline <= now);
-    if (late.length === 0) return;
-    const left = this.waiting.filter((waiting) => waiting.deadline > now);
-    this.waiting.splice(0, this.waiting.length, ...left);
+    if (this.waiting.length === 0) return;
+    const { reachable } = this.upstream;
+    const late: Waiting[] = [];
+    this.waiting = this.waiting.filter((waiting) => {
+      const over = waiting.deadline <= now || (waiting.onlyWhileReachable && !reachable);
+      if (over) late.push(waiting);
+      return !over;
+    });
     for (const { waiter } of late) {
       waiter.failed(new HoldfastError('KVDOWN', 'the KV store cannot be reached; try again later'), false);
     }
