@@ -29,6 +29,8 @@ export interface SessionView {
   readonly admitted: boolean;
   /** While the KV store cannot be reached: what INFO gave this session's user last, and when. */
   lastInfo(): { readonly text: string; readonly at: number } | undefined;
+  /** Of the clients of the same scope, in all processes. */
+  clientsInScope(): Promise<{ readonly connected: number; readonly blocked: number }>;
   /** INFO without arguments has given `text`. */
   noteInfo(text: string): void;
   /** It has state that belongs to a connection of its own: a transaction, watched keys, client tracking, a subscription. */

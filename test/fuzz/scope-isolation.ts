@@ -80,7 +80,7 @@ const TENANTS: readonly Tenant[] = [
 ];
 const OBSERVER_MARK = 'NOBODY=';
 /** Of INFO: what counts or tells what all do. */
-const FIGURES = ['errorstat_', 'cmdstat_', 'latency_percentiles_', 'used_memory:', 'blocked_clients:', 'total_error'];
+const FIGURES = ['errorstat_', 'cmdstat_', 'latency_percentiles_', 'used_memory:', 'total_error'];
 const DATABASES = [0, 1, 2, 5];
 const BATCH_MAX = 40;
 const BATCHES_EACH = 60;

@@ -1,5 +1,6 @@
 /** What servers say of themselves, in a scope: nothing that counts or names what others do. */
 import { describe, expect, it } from 'vitest';
+import { request } from '../../src/resp/encode.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
 import { type Ask, asking, startScopedProxy } from './scoped-proxy.ts';
 
@@ -59,6 +60,27 @@ describe.each(kvKinds)('a scoped client on %s', async (kind) => {
       expect(whole).toContain(`\r\n${field}:`);
     }
     await direct('CONFIG', 'RESETSTAT');
+  });
+
+  it('counts the clients of its scope', async () => {
+    const a = asking(await proxy.login('a'));
+    const own = async (): Promise<Record<string, string>> =>
+      Object.fromEntries(
+        [...String(await a('INFO', 'clients')).matchAll(/^(\w+_clients):(\d+)/gm)].map((one) => one.slice(1)),
+      );
+    const before = await own();
+    const blocked = await proxy.login('a');
+    const others = await proxy.login('b');
+    blocked.socket.write(request(['BLPOP', 'none', '0']));
+    others.socket.write(request(['BLPOP', 'none', '0']));
+    const direct = asking(await proxy.unscoped());
+    await expect.poll(async () => direct('INFO', 'clients')).toContain('blocked_clients:2');
+    expect(await own()).toEqual({
+      connected_clients: String(Number(before.connected_clients) + 1),
+      blocked_clients: '1',
+    });
+    blocked.socket.destroy();
+    others.socket.destroy();
   });
 
   it('finds its role without offsets and the addresses of others', async () => {

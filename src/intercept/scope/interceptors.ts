@@ -7,9 +7,10 @@
 
 import type { Exchange, Interceptor } from '../../interceptor.ts';
 import * as encode from '../../resp/encode.ts';
+import { readReply } from '../../resp/reply.ts';
 import { refused } from '../../scope/confine.ts';
 import type { ScriptRegistry } from '../../scope/lua/script-registry.ts';
-import { rewriteReply } from '../../scope/rewrite-reply.ts';
+import { isError, rewriteReply } from '../../scope/rewrite-reply.ts';
 import { NO_SCOPE_CHOSEN, notPermitted, rewriteRequest } from '../../scope/rewrite-request.ts';
 import { type ScopeRule, type Special, scopeRule } from '../../scope/rules.ts';
 import type { Scope } from '../../scope/scope.ts';
@@ -101,7 +102,10 @@ export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStr
     }
     const rewritten = rewriteRequest(scope, rule, exchange.args);
     exchange.args = rewritten.args;
-    exchange.onReply((frame) => rewriteReply(scope, rule.reply, frame, rewritten));
+    exchange.onReply((frame) => {
+      const seen = rewriteReply(scope, rule.reply, frame, rewritten);
+      return rule.reply === 'info' ? withOwnClients(exchange, seen) : seen;
+    });
   }
 
   return [
@@ -124,4 +128,14 @@ export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStr
       }),
     ),
   ];
+}
+
+/** INFO's figures of clients, which mean those of the scope. */
+async function withOwnClients(exchange: Exchange, frame: Buffer): Promise<Buffer> {
+  if (isError(frame)) return frame;
+  const { connected, blocked } = await exchange.session.clientsInScope();
+  const reply = readReply(frame);
+  const text = reply.bytes.toString('latin1', reply.type === '=' ? 4 : 0);
+  const own = `# Clients\r\nconnected_clients:${connected}\r\nblocked_clients:${blocked}`;
+  return encode.text(reply.type === '=' ? 3 : 2, text.replace(/^# Clients$/m, own));
 }

@@ -130,6 +130,15 @@ function scopeOf(session: Session): string | undefined {
   return session.identity?.scopeName;
 }
 
+/** How many clients there are in the session's scope, and how many of them a command keeps waiting. */
+export async function countClients(session: Session): Promise<{ connected: number; blocked: number }> {
+  const scope = scopeOf(session);
+  const query = scope === undefined ? {} : { scope };
+  const elsewhere = await askPeers(session, (peers) => peers.list(query));
+  const lines = [...listClients(session.context.registry, query), ...elsewhere.flat()];
+  return { connected: lines.length, blocked: lines.filter((line) => / flags=\w*b/.test(line)).length };
+}
+
 /** `CLIENT LIST [TYPE type] | [ID id …]`. Nothing is in flight. */
 export async function answerClientList(session: Session, request: Request): Promise<void> {
   const query = readListQuery(request, scopeOf(session));

@@ -20,6 +20,7 @@ import type { Interceptor, SessionView } from '../../interceptor.ts';
 import type { Protocol } from '../../resp/encode.ts';
 import * as encode from '../../resp/encode.ts';
 import type { BlockedRequest } from '../commands/blocked-request.ts';
+import { countClients } from '../commands/client-list.ts';
 import { runBehind } from '../commands/forward.ts';
 import { judgeFirst } from '../commands/judge.ts';
 import type { SubscriptionRequest } from '../commands/subscription-request.ts';
@@ -173,6 +174,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   lastInfo(): KnownInfo | undefined {
     const { upstream } = this.context;
     return upstream.reachable ? undefined : upstream.known.info(this.credentials);
+  }
+
+  clientsInScope(): Promise<{ connected: number; blocked: number }> {
+    return countClients(this);
   }
 
   noteInfo(text: string): void {
