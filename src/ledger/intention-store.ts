@@ -55,7 +55,13 @@ export interface DeleteState {
   readonly normal: boolean;
 }
 
-function isList(which: unknown): which is readonly number[] {
+/** So many locks of one transaction leave room for others, and so many numbers fit into a notice. */
+export const STREAMS_PER_PART = 350;
+
+/** Streams by number, those of one database, or all. */
+type Ending = readonly number[] | { readonly database: number } | 'all';
+
+function isList(which: Ending): which is readonly number[] {
   return Array.isArray(which);
 }
 
@@ -74,17 +80,57 @@ export class IntentionStore {
     this.settleDelete = batched((calls) => this.#settleDeletes(calls));
   }
 
-  /** Opens the intention to end the incarnation of streams: of those given, of one database, or of all. */
-  async openEnd(
-    which: readonly number[] | { readonly database: number } | 'all',
-    command: string,
-  ): Promise<OpenedEnds> {
-    return this.#opened('holdfast.open_end($1::bigint[], $2, $3, $4)', [
-      isList(which) ? bigintArray(which) : null,
-      typeof which === 'object' && 'database' in which ? which.database : null,
-      command,
-      this.#owner,
-    ]);
+  /**
+   * Opens the intention to end the incarnation of streams, part by part: nothing may be done before all are open, and where they
+   * cannot be, those that are are cancelled.
+   */
+  async openEnd(which: Ending, command: string): Promise<OpenedEnds> {
+    const intentions: EndIntention[] = [];
+    try {
+      for (let streams = await this.#chosen(which, 0); streams.length > 0; ) {
+        for (let from = 0; from < streams.length; from += STREAMS_PER_PART) {
+          const opened = await this.#opened('holdfast.open_end($1::bigint[], $2, $3)', [
+            bigintArray(streams.slice(from, from + STREAMS_PER_PART)),
+            command,
+            this.#owner,
+          ]);
+          if ('busy' in opened) {
+            await this.cancel(intentions);
+            return opened;
+          }
+          intentions.push(...opened);
+        }
+        // What began meanwhile.
+        streams = isList(which) ? [] : await this.#chosen(which, streams.at(-1)!);
+      }
+      return intentions;
+    } catch (thrown) {
+      // Where that fails as well the leader judges them.
+      await this.cancel(intentions).catch(() => undefined);
+      throw thrown;
+    }
+  }
+
+  /** Current streams among them with a number above `after`, ascending. */
+  async #chosen(which: Ending, after: number): Promise<number[]> {
+    if (isList(which)) return [...which].sort((a, b) => a - b);
+    const { rows } = await this.#pool.query<{ stream_id: string }>(
+      `SELECT stream_id FROM holdfast.stream
+        WHERE ended_at IS NULL AND ($1::integer IS NULL OR database = $1) AND stream_id > $2 ORDER BY stream_id`,
+      [which === 'all' ? null : which.database, after],
+    );
+    return rows.map((row) => Number(row.stream_id));
+  }
+
+  /** Ends those of the streams to which nothing came since; gives what is settled. At most `STREAMS_PER_PART`. */
+  async endQuiet(intentions: readonly EndIntention[]): Promise<readonly EndIntention[]> {
+    const { rows } = await retryContention(() =>
+      this.#pool.query<{ intention_id: string; stream_id: string }>(
+        'SELECT intention_id, stream_id FROM holdfast.end_streams($1::bigint[])',
+        [bigintArray(intentions.map(({ intentionId }) => intentionId))],
+      ),
+    );
+    return rows.map((row) => ({ intentionId: Number(row.intention_id), streamId: Number(row.stream_id) }));
   }
 
   /** Opens the intention to move a stream, and to end the one whose place it takes. */
@@ -117,6 +163,7 @@ export class IntentionStore {
 
   /** They were not carried out. */
   async cancel(intentions: readonly EndIntention[]): Promise<void> {
+    if (intentions.length === 0) return;
     await this.#pool.query('DELETE FROM holdfast.intention WHERE intention_id = ANY ($1::bigint[])', [
       bigintArray(intentions.map(({ intentionId }) => intentionId)),
     ]);

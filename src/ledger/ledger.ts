@@ -230,6 +230,12 @@ function listen(options: {
 
   const take = (payload: string): void => {
     const [kind, id] = payload.split(' ');
+    if (kind === 'ended') {
+      streams
+        .over((id ?? '').split(',').map(Number))
+        .catch((thrown: unknown) => log.warn({ err: messageOf(thrown) }, 'could not take in that streams ended'));
+      return;
+    }
     const streamId = Number(id);
     if (kind === 'look' || kind === 'backlog') {
       heard({ kind });

@@ -81,6 +81,11 @@ const STREAM_COLUMNS = `stream_id, database, name, incarnation, epoch, restored_
 const GROUP_COLUMNS = `stream_id, group_id, name, generation, checkpoint_id, last_delivered_id,
   GREATEST(ever_delivered_id, last_delivered_id) AS ever_delivered_id, changing`;
 
+/** Streams that have ended. */
+interface Over {
+  readonly over: readonly number[];
+}
+
 type ChangeListener = (stream: Stream) => void;
 
 export class StreamRegistry {
@@ -90,7 +95,7 @@ export class StreamRegistry {
   readonly #resolving = new Map<string, Promise<Stream>>();
   readonly #listeners = new Set<ChangeListener>();
   /** One read after the other: one that began earlier and answers later would bring back what was before. */
-  readonly #read: (wanted: number | 'all') => Promise<Stream | undefined>;
+  readonly #read: (wanted: number | 'all' | Over) => Promise<Stream | undefined>;
 
   constructor(pool: pg.Pool) {
     this.#pool = pool;
@@ -193,9 +198,17 @@ export class StreamRegistry {
     await this.#read('all');
   }
 
-  async #readTogether(wanted: readonly (number | 'all')[]): Promise<(Stream | undefined)[]> {
+  /** These ended, as the ledger says: nothing needs to be read. */
+  async over(streamIds: readonly number[]): Promise<void> {
+    if (streamIds.length > 0) await this.#read({ over: streamIds });
+  }
+
+  async #readTogether(wanted: readonly (number | 'all' | Over)[]): Promise<(Stream | undefined)[]> {
+    // Whoever read them before they ended has stored them by now.
+    for (const one of wanted) if (typeof one === 'object') this.#dropEnded(one.over);
     const all = wanted.includes('all');
-    const streamIds = wanted.filter((one) => one !== 'all');
+    const streamIds = wanted.filter((one) => typeof one === 'number');
+    if (!all && streamIds.length === 0) return wanted.map(() => undefined);
     const { rows } = await this.#pool.query<StreamRow>(
       `SELECT ${STREAM_COLUMNS} FROM holdfast.stream WHERE ($1 AND ended_at IS NULL) OR stream_id = ANY ($2::bigint[])`,
       [all, bigintArray(streamIds)],
@@ -211,7 +224,7 @@ export class StreamRegistry {
     }
     this.#storeGroups([...read.values()], groupRows);
     for (const stream of read.values()) this.#changed(stream);
-    return wanted.map((one) => (one === 'all' ? undefined : read.get(one)));
+    return wanted.map((one) => (typeof one === 'number' ? read.get(one) : undefined));
   }
 
   /** Takes a change of mode or epoch that this process made or was told of, unless the record is newer. */
@@ -287,6 +300,13 @@ export class StreamRegistry {
       });
     }
     for (const { stream, groups } of byStream.values()) stream.groups = groups;
+  }
+
+  #dropEnded(streamIds: readonly number[]): void {
+    for (const streamId of streamIds) {
+      const stream = this.#byId.get(streamId);
+      if (stream !== undefined) this.#drop(stream);
+    }
   }
 
   #drop(stream: Stream): void {

@@ -229,7 +229,6 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     try {
       if (reply.type === '-' || reply.type === '!') await changes.cancel(ends);
       else await opened.settle(ends, reply);
-      for (const { streamId } of ends) await ledger.streams.refresh(streamId);
     } catch (thrown) {
       ledger.postgres.failed(thrown);
       changes.leaveToLeader(ends, thrown);

@@ -86,6 +86,7 @@ export class ClientChanges {
       await this.#ledger.streams.discover(stream.database, [stream.name]);
     } else {
       await retryContention(() => this.#ledger.intentions.settleXsetid(intentions, stream.streamId, actual));
+      await this.#ledger.streams.refresh(stream.streamId);
     }
   }
 
