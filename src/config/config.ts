@@ -235,6 +235,12 @@ const limits = z.strictObject({
   idleLanesMax: count(0, 100_000).default(64),
   sharedLanesMax: count(2, 100_000).default(512),
   connectTimeoutMs: milliseconds(1).default(5_000),
+  ownLanesMax: count(2, 1_000_000).default(9_000),
+  tenantLanesMax: count(1, 1_000_000).default(5_000),
+  transactionBytesMax: bytes(1024).prefault('128mb'),
+  tenantTransactionBytesMax: bytes(1024).prefault('512mb'),
+  tenantOutputBytesMax: bytes(1024).prefault('1gb'),
+  outputStalledMs: milliseconds(10).default(300_000),
 });
 
 export const configSchema = z.strictObject({

@@ -19,6 +19,23 @@ export function proxyFigures(proxy: Pick<DataPlane, 'status'>): Figure[] {
       'Least recently used connections to the KV store closed at limits.sharedLanesMax',
       () => proxy.status().lanesRetired,
     ),
+    current('own_lanes', 'Connections to the KV store that clients have to themselves', () => proxy.status().ownLanes),
+    current('tenant_own_lanes_most', 'The same, of the identity with the most', () => proxy.status().tenantLanesMost),
+    total(
+      'own_lanes_refused_total',
+      'Requests refused at limits.ownLanesMax and limits.tenantLanesMax',
+      () => proxy.status().ownLanesRefused,
+    ),
+    current(
+      'tenant_transaction_bytes_most',
+      'Bytes queued in transactions, of the identity with the most',
+      () => proxy.status().tenantTransactionBytesMost,
+    ),
+    total(
+      'transactions_refused_total',
+      'Commands refused at limits.transactionBytesMax and limits.tenantTransactionBytesMax',
+      () => proxy.status().transactionsRefused,
+    ),
     current('kv_reachable', '1 while the KV store can be reached', () => (proxy.status().upstreamReachable ? 1 : 0)),
     total('kv_connects_total', 'Connections made to the KV store', () => proxy.status().upstreamConnects),
     total('kv_losses_total', 'Connections to the KV store that broke', () => proxy.status().upstreamLosses),

@@ -32,6 +32,18 @@ export interface ProxyLimits {
    */
   readonly sharedLanesMax: number;
   readonly connectTimeoutMs: number;
+  /** Connections to the KV store that clients have to themselves (blocked, subscribed, in a transaction), of all together. */
+  readonly ownLanesMax: number;
+  /** The same, of the clients of one identity. */
+  readonly tenantLanesMax: number;
+  /** What one transaction may queue, with what it costs to hold it. */
+  readonly transactionBytesMax: number;
+  /** What the clients of one identity may have queued in transactions. */
+  readonly tenantTransactionBytesMax: number;
+  /** Bytes of replies that wait for those clients of one identity that read slowly. */
+  readonly tenantOutputBytesMax: number;
+  /** How long a client may take nothing of what waits for it. */
+  readonly outputStalledMs: number;
 }
 
 export const DEFAULT_LIMITS: ProxyLimits = Object.freeze({
@@ -47,4 +59,10 @@ export const DEFAULT_LIMITS: ProxyLimits = Object.freeze({
   idleLanesMax: 64,
   sharedLanesMax: 512,
   connectTimeoutMs: 5_000,
+  ownLanesMax: 9_000,
+  tenantLanesMax: 5_000,
+  transactionBytesMax: 128 * 1024 * 1024,
+  tenantTransactionBytesMax: 512 * 1024 * 1024,
+  tenantOutputBytesMax: 1024 * 1024 * 1024,
+  outputStalledMs: 300_000,
 });

@@ -18,6 +18,7 @@ import type { IdentityProvider } from './session/identity.ts';
 import type { PeerService, Peers } from './session/peers.ts';
 import { Session } from './session/session.ts';
 import type { Pooling, ProxyCounters, SessionContext } from './session/session-state.ts';
+import { Tenants } from './session/tenants.ts';
 import { Upstream, type UpstreamAddress, type UpstreamListener } from './upstream/upstream.ts';
 
 export interface ListenAddress {
@@ -55,6 +56,12 @@ export interface ProxyStatus extends ProxyCounters {
   readonly clientsRefused: number;
   readonly lanes: number;
   readonly lanesRetired: number;
+  /** Of all clients, and the most of one identity. */
+  readonly ownLanes: number;
+  readonly tenantLanesMost: number;
+  readonly ownLanesRefused: number;
+  readonly tenantTransactionBytesMost: number;
+  readonly transactionsRefused: number;
   readonly upstreamReachable: boolean;
   /** Since when the KV store has not been reachable, in milliseconds; `undefined` while it is. */
   readonly upstreamAwayMs: number | undefined;
@@ -127,6 +134,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     hidesPush: options.hidesPush,
     log,
     counters,
+    tenants: new Tenants(limits),
   };
   const readBuffer = Buffer.allocUnsafeSlow(SHARED_READ_BYTES);
   let clientsTotal = 0;
@@ -236,6 +244,11 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       clientsRefused,
       lanes: upstream.laneCount,
       lanesRetired: upstream.retiredTotal,
+      ownLanes: context.tenants.ownLanes,
+      tenantLanesMost: context.tenants.greatest(({ ownLanes }) => ownLanes),
+      ownLanesRefused: context.tenants.lanesRefused,
+      tenantTransactionBytesMost: context.tenants.greatest(({ transactionBytes }) => transactionBytes),
+      transactionsRefused: context.tenants.transactionsRefused,
       upstreamReachable: upstream.reachable,
       upstreamAwayMs: upstream.awayMs,
       upstreamConnects: upstream.connectsTotal,

@@ -8,7 +8,15 @@ import type { PendingExchange, ReplyMode } from '../request/pending-exchange.ts'
 import { Request } from '../request/request.ts';
 import { resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
-import { Hold, LOST_TEXT, Pin, type QueuedSubscription, type Transaction } from '../session/session-state.ts';
+import {
+  discardTransaction,
+  Hold,
+  LOST_TEXT,
+  Pin,
+  type QueuedSubscription,
+  releaseTransaction,
+  type Transaction,
+} from '../session/session-state.ts';
 import { blockOptionAt, sendBlocking } from './blocked-request.ts';
 import { answerSessionCommand, queuedSessionCommand, unknownSubcommand } from './client-commands.ts';
 import {
@@ -33,7 +41,11 @@ const MINUS = 45;
 const PING = [Buffer.from('PING')];
 const DATABASE_INDEX = /^(?:0|[1-9]\d{0,8})$/;
 const ABORTED = encode.error('EXECABORT Transaction discarded because of previous errors.');
-const TRANSACTION_LOST = encode.error('EXECABORT Transaction discarded: the connection to the KV store was lost');
+const CONNECTION_LOST = 'the connection to the KV store was lost';
+/** What a server and Holdfast need to hold a queued command, besides its bytes. */
+const QUEUED_BYTES = 512;
+/** Where interceptors look at it, more. */
+const EXCHANGE_BYTES = 2048;
 
 export function dispatch(session: Session, asked: Request): void {
   if (isUndecided(session, asked)) {
@@ -197,8 +209,18 @@ function beginTransaction(session: Session, request: Request): void {
     send(session, request, 0);
     return;
   }
-  const begin = (broken: Transaction['broken']): void => {
-    session.transaction = { database: session.database, slots: 0, members: [], subscriptions: new Map(), broken };
+  const begin = (broken: Transaction['broken'], lostBecause = CONNECTION_LOST): void => {
+    session.transaction = {
+      database: session.database,
+      slots: 0,
+      members: [],
+      subscriptions: new Map(),
+      broken,
+      tenant: session.tenant,
+      queuedBytes: 0,
+      full: undefined,
+      lostBecause,
+    };
     session.watchLost = false;
   };
   session.onLane(
@@ -208,11 +230,12 @@ function beginTransaction(session: Session, request: Request): void {
       forwardMulti(session, request);
     },
     (reply) => {
-      if (session.closesOnLoss) {
+      const why = reply.toString('utf8', 1, reply.length - 2);
+      if (session.closesOnLoss && !why.startsWith('LIMIT ')) {
         session.answer(reply);
         return;
       }
-      begin('lost');
+      begin('lost', why);
       session.answer(encode.OK);
     },
   );
@@ -239,13 +262,13 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
       }
       switch (carriage) {
         case 'exec':
-          endTransaction(session);
+          endTransaction(session, transaction);
           if (transaction.broken !== undefined) abandon(session, transaction);
           else execute(session, request, transaction);
           return;
         case 'discard':
-          endTransaction(session);
-          for (const member of transaction.members) member.discard();
+          endTransaction(session, transaction);
+          discardTransaction(transaction);
           forwardEnd(session, request);
           return;
         case 'multi':
@@ -262,13 +285,15 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           refuseQueueing(session, request, transaction);
           return;
         default:
-          if (mayNotQueue(session, request)) refuseQueueing(session, request, transaction);
+          if (isFull(transaction, request)) session.answer(transaction.full!);
+          else if (mayNotQueue(session, request)) refuseQueueing(session, request, transaction);
           else if (request.command?.name === 'select') enqueueSelect(session, request, transaction);
           else enqueue(session, request, transaction);
       }
     },
-    () => {
+    (reply) => {
       transaction.broken = 'lost';
+      transaction.lostBecause = reply.toString('utf8', 1, reply.length - 2);
       answerInLostTransaction(session, request, transaction);
     },
   );
@@ -278,7 +303,30 @@ function isLost(transaction: Transaction): boolean {
   return transaction.broken === 'lost';
 }
 
-function endTransaction(session: Session): void {
+/** Whether the command is too much for the transaction, which is then refused; nothing of it is held any more. */
+function isFull(transaction: Transaction, request: Request): boolean {
+  if (transaction.full !== undefined) return true;
+  let bytes = request.plan.interceptors.length > 0 ? QUEUED_BYTES + EXCHANGE_BYTES : QUEUED_BYTES;
+  for (const arg of request.args) bytes += arg.length;
+  try {
+    transaction.tenant.takeTransactionBytes(transaction.queuedBytes, bytes);
+    transaction.queuedBytes += bytes;
+    return false;
+  } catch (thrown) {
+    if (!(thrown instanceof HoldfastError)) throw thrown;
+    transaction.full = encode.error(thrown.toReplyText());
+    transaction.broken ??= 'refused';
+    discardTransaction(transaction);
+    return true;
+  }
+}
+
+function transactionLost({ lostBecause }: Transaction): Buffer {
+  return encode.error(`EXECABORT Transaction discarded: ${lostBecause}`);
+}
+
+function endTransaction(session: Session, transaction: Transaction): void {
+  releaseTransaction(transaction);
   session.transaction = undefined;
   session.pins &= ~(Pin.watch | Pin.transaction);
 }
@@ -286,10 +334,10 @@ function endTransaction(session: Session): void {
 function answerInLostTransaction(session: Session, request: Request, transaction: Transaction): void {
   const { carriage } = request.plan;
   if (carriage === 'exec' || carriage === 'discard') {
-    endTransaction(session);
-    for (const member of transaction.members) member.discard();
+    endTransaction(session, transaction);
+    discardTransaction(transaction);
   }
-  session.answer(carriage === 'discard' ? encode.OK : TRANSACTION_LOST);
+  session.answer(carriage === 'discard' ? encode.OK : transactionLost(transaction));
 }
 
 /** A change of identity that the KV store cannot judge. */
@@ -380,7 +428,7 @@ function enqueue(session: Session, request: Request, transaction: Transaction): 
     const { answer } = exchange;
     if (isLost(transaction)) {
       exchange.discard();
-      session.answer(TRANSACTION_LOST);
+      session.answer(transactionLost(transaction));
       return;
     }
     if (answer?.[0] === MINUS) {
@@ -470,7 +518,7 @@ function sendTransaction(
 
 /** EXEC of a transaction that must fail although the KV store would execute it. */
 function abandon(session: Session, transaction: Transaction): void {
-  for (const member of transaction.members) member.discard();
+  discardTransaction(transaction);
   const reply = transaction.broken === 'watch' ? encode.nullArray(session.protocol) : ABORTED;
   session.sendIgnored(['DISCARD'], () => {
     if (session.replyMode === 'on') session.output.write(reply);

@@ -7,7 +7,7 @@ import { isInteger } from '../io/integer.ts';
 import type { Request } from '../request/request.ts';
 import { attachDedicated, leaveDedicated } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
-import { Hold, Pin } from '../session/session-state.ts';
+import { discardTransaction, Hold, Pin } from '../session/session-state.ts';
 import type { Credentials } from '../upstream/upstream.ts';
 import { ask, exclusively, LOST } from './ask.ts';
 import { BAD_NAME, isClientName, rename } from './client-name.ts';
@@ -272,7 +272,7 @@ export function resetSession(session: Session): void {
 }
 
 function forgetAll(session: Session): void {
-  if (session.transaction !== undefined) for (const member of session.transaction.members) member.discard();
+  if (session.transaction !== undefined) discardTransaction(session.transaction);
   session.transaction = undefined;
   session.watchLost = false;
   failWaiting(session, LOST);

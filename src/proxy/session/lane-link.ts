@@ -49,6 +49,15 @@ function awaitLane(
     proceed();
     return;
   }
+  if (dedicated) {
+    try {
+      session.takeOwnLane();
+    } catch (thrown) {
+      refused(encode.error(limitText(thrown)));
+      session.lift(Hold.lane);
+      return;
+    }
+  }
   const lane = dedicated ? set.dedicatedLane() : set.sharedLane();
   if (lane !== undefined) {
     if (dedicated) enterDedicated(session, set, lane);
@@ -73,6 +82,7 @@ function awaitLane(
     },
     failed: (cause, byServer) => {
       session.endWait = undefined;
+      session.giveOwnLane();
       session.guarded(() => {
         refused(encode.error(byServer ? cause.message : cause.toReplyText()));
         session.lift(Hold.lane);
@@ -80,6 +90,11 @@ function awaitLane(
     },
   };
   session.endWait = set.wait(dedicated, waiter, until);
+}
+
+function limitText(thrown: unknown): string {
+  if (thrown instanceof HoldfastError) return thrown.toReplyText();
+  throw thrown;
 }
 
 function laneFits(session: Session, pin: number): boolean {
@@ -103,6 +118,7 @@ export function holdForCongestion(session: Session, lane: Lane): void {
 
 /** Takes a lane of its own, set up as the one before was. */
 export function enterDedicated(session: Session, set: LaneSet, lane: Lane): void {
+  session.countOwnLane();
   session.lane = lane;
   session.laneSetInUse = set;
   session.dedicated = true;
@@ -125,6 +141,7 @@ export function leaveDedicated(session: Session): void {
   session.lane = undefined;
   session.dedicated = false;
   session.laneSetInUse = undefined;
+  session.giveOwnLane();
   if (lane === undefined) return;
   const dirty = session.laneDirty || session.inFlight > 0 || (session.pins & ~Pin.pooling) !== 0;
   lane.socket.resume();
@@ -168,20 +185,26 @@ export async function withOwnLane<T>(
   use: (lane: Lane) => Promise<T>,
   onlyWhileReachable = false,
 ): Promise<T> {
-  const lane =
-    set.dedicatedLane() ??
-    (await new Promise<Lane>((resolve, reject) => {
-      set.wait(true, { ready: resolve, failed: reject }, undefined, onlyWhileReachable);
-    }));
-  if (session.closed) {
-    set.release(lane, true);
-    throw new HoldfastError('KVDOWN', 'the client is gone');
-  }
-  session.resendLanes.add(lane);
+  const { tenant } = session;
+  tenant.takeLane();
   try {
-    return await use(lane);
+    const lane =
+      set.dedicatedLane() ??
+      (await new Promise<Lane>((resolve, reject) => {
+        set.wait(true, { ready: resolve, failed: reject }, undefined, onlyWhileReachable);
+      }));
+    if (session.closed) {
+      set.release(lane, true);
+      throw new HoldfastError('KVDOWN', 'the client is gone');
+    }
+    session.resendLanes.add(lane);
+    try {
+      return await use(lane);
+    } finally {
+      session.resendLanes.delete(lane);
+      set.release(lane, true);
+    }
   } finally {
-    session.resendLanes.delete(lane);
-    set.release(lane, true);
+    tenant.giveLane();
   }
 }

@@ -8,6 +8,7 @@ import type { PendingExchange } from '../request/pending-exchange.ts';
 import type { Upstream } from '../upstream/upstream.ts';
 import type { IdentityProvider } from './identity.ts';
 import type { Peers } from './peers.ts';
+import type { Tenant, Tenants } from './tenants.ts';
 
 export type Pooling = 'transaction' | 'session';
 
@@ -33,6 +34,7 @@ export interface SessionContext {
   readonly registry: ClientRegistry;
   readonly log: Logger;
   readonly counters: ProxyCounters;
+  readonly tenants: Tenants;
 }
 
 /** Totals since start. */
@@ -101,4 +103,24 @@ export interface Transaction {
   readonly subscriptions: Map<number, QueuedSubscription>;
   /** Why EXEC must fail: Holdfast refused a command, the connection was lost, or a watch cannot be trusted. */
   broken: 'refused' | 'lost' | 'watch' | undefined;
+  /** Whose bytes are counted. */
+  readonly tenant: Tenant;
+  queuedBytes: number;
+  /** The error that all further commands get, since they are not queued any more. */
+  full: Buffer | undefined;
+  /** Why it is lost. */
+  lostBecause: string;
+}
+
+/** Nothing of it will be executed. */
+export function discardTransaction(transaction: Transaction): void {
+  for (const member of transaction.members) member.discard();
+  transaction.members.length = 0;
+  releaseTransaction(transaction);
+}
+
+/** It counts no longer for its identity. */
+export function releaseTransaction(transaction: Transaction): void {
+  transaction.tenant.giveTransactionBytes(transaction.queuedBytes);
+  transaction.queuedBytes = 0;
 }

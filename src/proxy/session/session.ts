@@ -36,8 +36,9 @@ import type { OwedReply, ReplyReceiver } from '../upstream/reply-queue.ts';
 import type { Credentials } from '../upstream/upstream.ts';
 import type { SessionIdentity } from './identity.ts';
 import { attachDedicated, leaveDedicated, resendOn, runOnLane } from './lane-link.ts';
-import { Hold, LOST_TEXT, Pin, type SessionContext, type Transaction } from './session-state.ts';
+import { discardTransaction, Hold, LOST_TEXT, Pin, type SessionContext, type Transaction } from './session-state.ts';
 import { Subscriptions } from './subscriptions.ts';
+import type { Tenant } from './tenants.ts';
 
 const LINGER_MS = 1000;
 const INVALIDATE_ALL = Buffer.from('>2\r\n$10\r\ninvalidate\r\n_\r\n');
@@ -104,6 +105,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   endWait: (() => void) | undefined;
   attachTimer: NodeJS.Timeout | undefined;
   private blockedTimer: NodeJS.Timeout | undefined;
+  private stalledTimer: NodeJS.Timeout | undefined;
+  /** Whose connection it is that this session has to itself. */
+  private laneTenant: Tenant | undefined;
+  private slowTenant: Tenant | undefined;
   private socketPaused = false;
   private quietListeners: (() => void)[] = [];
   private readonly closeListeners: (() => void)[] = [];
@@ -126,14 +131,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     };
     this.output = new SessionOutput(socket, context.limits.outputBytesMax, {
       slow: () => this.guarded(() => this.slowReader()),
-      overflow: () => {
-        context.counters.overflows += 1;
-        this.log.warn(
-          { client: id, limit: context.limits.outputBytesMax },
-          'client closed: it does not read its replies',
-        );
-        this.close(`its output buffer exceeded ${context.limits.outputBytesMax} bytes`);
-      },
+      overflow: () =>
+        this.guarded(() => this.overflow(`its output buffer exceeded ${context.limits.outputBytesMax} bytes`)),
       finished: () => this.guarded(() => this.linger()),
     });
     this.sink = {
@@ -214,6 +213,34 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.identity = identity;
     this.credentials = identity === undefined ? credentials : identity.credentials;
     this.user = identity?.user ?? credentials?.username ?? 'default';
+  }
+
+  /** Who it is, for limits: whoever logged in; all others of the listener together. */
+  get tenant(): Tenant {
+    const { identity, context, listener } = this;
+    const confined = context.identities?.confines(listener) === true;
+    return context.tenants.of(confined ? `listener ${listener}` : `user ${identity?.user ?? this.user}`);
+  }
+
+  /** Counts the connection that the session is about to have to itself. Throws `LIMIT`. */
+  takeOwnLane(): void {
+    if (this.laneTenant !== undefined) return;
+    const { tenant } = this;
+    tenant.takeLane();
+    this.laneTenant = tenant;
+  }
+
+  /** The same for one that is there, whatever the limits. */
+  countOwnLane(): void {
+    if (this.laneTenant !== undefined) return;
+    this.laneTenant = this.tenant;
+    this.laneTenant.countLane();
+  }
+
+  giveOwnLane(): void {
+    const { laneTenant } = this;
+    this.laneTenant = undefined;
+    laneTenant?.giveLane();
   }
 
   /** The lanes that fit who the session is now. */
@@ -378,6 +405,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.lane = undefined;
     this.dedicated = false;
     this.laneSetInUse = undefined;
+    this.giveOwnLane();
     if (this.closed) return;
     if (leaving) {
       this.output.finish();
@@ -456,14 +484,55 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   // ---------------------------------------------------------------- back pressure and the end
 
+  /**
+   * What it asks next waits until it reads. On a lane of its own the KV store keeps what is owed already; only what comes without
+   * being asked for would pile up there without end, and is read on.
+   */
   private slowReader(): void {
     if (this.closed) return;
-    if (this.dedicated) this.lane?.socket.pause();
-    else this.hold(Hold.slowReader);
+    if (this.slowTenant === undefined) this.beginSlow();
+    if (this.slowTenant?.readsTooSlowly === true) {
+      this.overflow('the clients of its identity have more unread than limits.tenantOutputBytesMax');
+      return;
+    }
+    const monitors = this.pins & Pin.raw && this.lastCommand === 'monitor';
+    const unasked = this.pins & (Pin.subscribed | Pin.sticky | Pin.redirectTarget) || monitors;
+    if (this.dedicated && !unasked) this.lane?.socket.pause();
+    // A replica tells how far it is while it is sent everything.
+    if (!(this.pins & Pin.raw)) this.hold(Hold.slowReader);
+  }
+
+  private beginSlow(): void {
+    this.slowTenant = this.tenant;
+    this.slowTenant.slowReaders.add(this);
+    let taken = -1;
+    const look = (): void => {
+      const now = this.socket.bytesWritten - this.socket.writableLength;
+      if (now === taken) this.overflow('it has read nothing for limits.outputStalledMs');
+      taken = now;
+    };
+    look();
+    this.stalledTimer = setInterval(() => this.guarded(look), this.context.limits.outputStalledMs);
+  }
+
+  private endSlow(): void {
+    clearInterval(this.stalledTimer);
+    const { slowTenant } = this;
+    this.slowTenant = undefined;
+    if (slowTenant === undefined) return;
+    slowTenant.slowReaders.delete(this);
+    this.context.tenants.forgetUnused(slowTenant);
+  }
+
+  private overflow(reason: string): void {
+    this.context.counters.overflows += 1;
+    this.log.warn({ client: this.id, user: this.user, reason }, 'client closed: it does not read its replies');
+    this.close(reason);
   }
 
   private outputDrained(): void {
     if (this.closed) return;
+    this.endSlow();
     if (this.dedicated) this.lane?.socket.resume();
     this.lift(Hold.slowReader);
   }
@@ -601,8 +670,10 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     clearTimeout(this.attachTimer);
     clearTimeout(this.blockedTimer);
     for (const lane of this.resendLanes) lane.close(new HoldfastError('RETIRED', 'its client is gone'));
-    if (this.transaction !== undefined) for (const member of this.transaction.members) member.discard();
+    if (this.transaction !== undefined) discardTransaction(this.transaction);
     if (this.dedicated) leaveDedicated(this);
+    this.giveOwnLane();
+    this.endSlow();
     for (const listener of this.closeListeners) listener();
     this.input.drop();
     this.log.debug({ client: this.id, reason }, 'client closed');

@@ -7,7 +7,7 @@ import tls from 'node:tls';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../../errors.ts';
 import { EMPTY_ARRAY, type Protocol, request } from '../../resp/encode.ts';
-import { readReply, replyValue } from '../../resp/reply.ts';
+import { type Reply, readReply, replyValue } from '../../resp/reply.ts';
 import { onread, ReadBuffer, readByEvents } from '../io/socket-reader.ts';
 import type { ProxyLimits } from '../limits.ts';
 import { KnownUsers } from './known-users.ts';
@@ -329,17 +329,17 @@ export class Upstream {
     };
     const { credentials } = identity;
     if (credentials === undefined) {
-      this.introduce(lane, identity, ask, refuse, done);
+      this.introduce(lane, identity, ask, refuse, refuse, done);
       return;
     }
     const logIn = (selected: boolean): void => {
       const { username, password } = credentials;
       ask(username === undefined ? ['AUTH', password] : ['AUTH', username, password], (frame) => {
         if (frame[0] !== MINUS) return;
-        this.known.refused(credentials);
+        if (!isTooManyClients(readReply(frame))) this.known.refused(credentials);
         refuse(readReply(frame).bytes.toString());
       });
-      this.introduce(lane, identity, ask, selected ? () => undefined : refuse, done);
+      this.introduce(lane, identity, ask, refuse, selected ? () => undefined : refuse, done);
     };
     // A user who may not SELECT is in the database where the connection was when it became that user. AUTH waits for the
     // reply: one that is refused behind another reply gets none from servers since 7.2.
@@ -351,6 +351,7 @@ export class Upstream {
     lane: Lane,
     identity: LaneIdentity,
     ask: (args: readonly string[], reply: (frame: Buffer) => void) => void,
+    refuse: (text: string) => void,
     refuseDatabase: (text: string) => void,
     done: (facts: ServerFacts) => void,
   ): void {
@@ -359,6 +360,7 @@ export class Upstream {
     let modules = EMPTY_ARRAY;
     ask(['HELLO', String(identity.protocol)], (frame) => {
       const reply = readReply(frame);
+      if (isTooManyClients(reply)) refuse(reply.bytes.toString());
       if (reply.items === undefined) return; // NOAUTH: the session that uses this lane is told by every reply.
       const flat = reply.items.map((item) => (item.items === undefined ? String(replyValue(item)) : ''));
       const facts = new Map<string, string>();
@@ -442,4 +444,9 @@ export class Upstream {
 function isSince72(version: string): boolean {
   const [major = 0, minor = 0] = version.split('.').map(Number);
   return major > 7 || (major === 7 && minor >= 2);
+}
+
+/** The server is there and serves, but not one more connection: no outage. */
+function isTooManyClients({ type, bytes }: Reply): boolean {
+  return type === '-' && bytes.includes('max number of clients reached');
 }
