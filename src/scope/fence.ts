@@ -39,6 +39,13 @@ export interface Fence {
   close(): Promise<void>;
 }
 
+interface FenceUser {
+  readonly credentials: FenceCredentials;
+  readonly secret: string;
+  readonly scoped: boolean;
+  readonly rules: readonly (string | Buffer)[];
+}
+
 const USER = /^holdfast-([0-9a-f]{8})-[0-9a-f]{12}$/;
 const ATTEMPTS_MAX = 64;
 const UNKNOWN_MODIFIER = /modifier '\+([^']+)'/;
@@ -82,7 +89,7 @@ function allowedCommands(): string[] {
 /** Gives `undefined` where the upstream user may not manage users: there is no fence then. Rejects with KVDOWN. */
 export async function buildFence(admin: ScopeAdmin, log: Logger): Promise<Fence | undefined> {
   const run = randomBytes(4).toString('hex');
-  const users = new Map<string, { secret: string; scoped: boolean; rules: (string | Buffer)[] }>();
+  const users = new Map<string, FenceUser>();
   /** Users that are there, as far as known, on the connection of this generation. */
   let made = new Map<string, Promise<void>>();
   let madeIn = -1;
@@ -147,9 +154,17 @@ export async function buildFence(admin: ScopeAdmin, log: Logger): Promise<Fence 
   /** `text` is all that decides what the user may do. */
   function issue(text: readonly string[], scoped: boolean, rules: (string | Buffer)[]): FenceCredentials {
     const username = `holdfast-${run}-${sha1(JSON.stringify(text)).slice(0, 12)}`;
+    // After a reload sessions of before and of after are the same user.
+    const known = users.get(username)?.credentials;
+    if (known !== undefined) return known;
     const password = randomBytes(32).toString('hex');
-    users.set(username, { secret: createHash('sha256').update(password).digest('hex'), scoped, rules });
-    return { username, password: Buffer.from(password), prepare: (refused) => prepare(username, refused) };
+    const credentials = {
+      username,
+      password: Buffer.from(password),
+      prepare: (refused: boolean) => prepare(username, refused),
+    };
+    users.set(username, { credentials, secret: createHash('sha256').update(password).digest('hex'), scoped, rules });
+    return credentials;
   }
 
   const also = (more: readonly string[]): string[] => more.map((command) => `+${command}`);

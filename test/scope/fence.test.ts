@@ -138,3 +138,18 @@ describe.each(['redis', 'valkey'] as const)('the second fence on %s', (server) =
     admin.close();
   });
 });
+
+describe('the users of the second fence', () => {
+  it('are the same after a reload, so that sessions of before can still log in', async () => {
+    const kv = await startKv('redis');
+    const admin = connectScopeAdmin({ port: kv.port });
+    const fence = (await buildFence(admin, silent))!;
+    const before = fence.credentials('a', Buffer.from('a:'), []);
+    const after = fence.credentials('a', Buffer.from('a:'), []);
+    await after.prepare(false);
+    const client = asking(await connectRaw(kv.port));
+    expect(await client('AUTH', before.username, before.password)).toBe('OK');
+    expect(fence.credentials('a', Buffer.from('a:'), [], ['migrate']).username).not.toBe(before.username);
+    admin.close();
+  });
+});

@@ -1,6 +1,7 @@
 /** A listener that asks everybody to log in as a configured user: nothing is done for who has not, or is so no longer. */
 
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
@@ -53,7 +54,7 @@ describe.each(kvKinds)('a listener that requires a login, on %s', async (kind) =
       ['HOLDFAST', 'STATUS'],
       ['NOSUCHCOMMAND'],
       ['CLIENT', 'NOSUCH'],
-      ['SET', 'large', 'x'.repeat(2 * 2 ** 20)],
+      ['SET', 'small', 'x'.repeat(1000)],
     ] as [string, ...string[]][]) {
       expect(await ask(...args), args[0]).toBe(NOAUTH);
     }
@@ -113,6 +114,20 @@ describe.each(kvKinds)('a listener that requires a login, on %s', async (kind) =
       }
       await ask('QUIT');
     }
+  });
+
+  it('holds no large request for a client before its login, and takes one behind it', async () => {
+    for (const begun of ['*2\r\n$3\r\nGET\r\n$100000000\r\nx', `*2\r\n$3\r\nGET\r\n$90000\r\n${'x'.repeat(80_000)}`]) {
+      const client = await proxy.through(0);
+      const closed = once(client.socket, 'close');
+      client.socket.write(begun);
+      expect((await client.next()).bytes.toString()).toBe('ERR Protocol error: unauthenticated bulk length');
+      await closed;
+    }
+    const client = await proxy.through(0);
+    client.socket.write(Buffer.concat([request(['AUTH', 'a', 'a']), request(['SET', 'large', 'x'.repeat(3_000_000)])]));
+    expect((await client.next()).bytes.toString()).toBe('OK');
+    expect((await client.next()).bytes.toString()).toBe('OK');
   });
 
   it('leaves other listeners as they are', async () => {

@@ -11,6 +11,7 @@
  * Hot path: no promise, closure, string or array for a request that is forwarded as it is.
  */
 import { EXCHANGE, PLAIN, type SentForm } from '../../interceptor.ts';
+import * as encode from '../../resp/encode.ts';
 import { RequestScanner } from '../../resp/request-scanner.ts';
 import { dispatch } from '../commands/dispatch.ts';
 import { resetSession } from '../commands/login.ts';
@@ -26,6 +27,9 @@ import { Hold, Pin } from '../session/session-state.ts';
 const EMPTY = Buffer.alloc(0);
 const RESETS: readonly string[] = ['*1\r\n$5\r\nreset\r\n', 'reset\r\n', 'reset\n'];
 const HELD_BYTES_MAX = 1024 * 1024;
+/** Of one request of a client that must log in first: as the servers have it. */
+const STRANGER_BYTES_MAX = 16 * 1024;
+const TOO_LARGE_FOR_STRANGERS = encode.error('ERR Protocol error: unauthenticated bulk length');
 
 export class SessionInput {
   private readonly session: Session;
@@ -122,6 +126,11 @@ export class SessionInput {
   private keep(buffer: Buffer, start: number, end: number): void {
     const length = this.partialLength + end - start;
     const { queryBufferBytesMax, streamingBytesMin } = this.session.context.limits;
+    const isStranger = this.session.identity?.authenticated === false && this.session.holds === 0;
+    if (isStranger && Math.max(length, this.scanner.needed) > STRANGER_BYTES_MAX) {
+      this.session.endWith(TOO_LARGE_FOR_STRANGERS);
+      return;
+    }
     if (length > queryBufferBytesMax) {
       const { id, log, context } = this.session;
       context.counters.overflows += 1;

@@ -61,7 +61,7 @@ const RANDOM = `
    return floor((h*16777216+l)/131072)%2147483647/2147483647
   end
   local t=$p('TIME')
-  seed(t[1]*1000003+t[2]+tonumber(string.match(tostring({}),'%x+$'),16)/8)
+  seed(t[1]*1000003+t[2]+tonumber(string.match(tostring({}),'%x+$') or '0',16)/8)
   return function(...)
    local r,m,n=draw(),...
    local args=select('#',...)
