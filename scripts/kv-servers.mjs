@@ -182,6 +182,9 @@ export async function installServer(kind) {
 /** Programs that single tests use, by the name of their package; the file shows that it is there. */
 const TEST_TOOLS = [
   { name: 'postgresql-15', file: '/usr/lib/postgresql/15/bin/postgres', apt: 'postgresql-15' },
+  { name: 'Celery', file: '/usr/lib/python3/dist-packages/celery/__init__.py', apt: 'python3-celery' },
+  { name: 'RQ', file: '/usr/bin/rq', apt: 'python3-rq' },
+  { name: 'Sidekiq', file: '/usr/bin/sidekiq', apt: 'ruby-sidekiq' },
   { name: 'pgbouncer', file: '/usr/sbin/pgbouncer', apt: 'pgbouncer', dnf: 'pgbouncer' },
 ];
 
