@@ -35,7 +35,17 @@ export function ledgerFigures(ledger: Pick<Ledger, 'metrics'>, recovery: Pick<Re
     current(
       'recovery_troubled_streams',
       'Streams in outage or under restoration',
-      () => recovery.status().troubled.length,
+      () => recovery.status().troubledTotal,
+    ),
+    current(
+      'recovery_failing_streams',
+      'Streams whose last attempt to restore or publish them failed',
+      () => recovery.status().failing,
+    ),
+    total(
+      'recovery_failures_total',
+      'Attempts to restore, publish or settle that failed',
+      () => recovery.status().failuresTotal,
     ),
     total('recovery_looks_total', 'Comparisons of KV store and ledger', () => recovery.status().looksTotal),
     total('recovery_losses_total', 'Losses noticed', () => recovery.status().lossesTotal),

@@ -50,6 +50,8 @@ export interface LedgerReport {
   readonly leads: boolean;
   readonly lossesTotal: number;
   readonly restoresTotal: number;
+  /** Streams that could not be restored or published at the last attempt. */
+  readonly failing: number;
   readonly lastError?: string;
   /** Empty while the ledger is not available. */
   readonly streams: readonly StreamReport[];
@@ -188,7 +190,7 @@ export async function reportLedger(
   log: Logger,
 ): Promise<LedgerReport> {
   const { commit } = ledger.metrics();
-  const { state, leads, lossesTotal, restoresTotal, lastError } = recovery.status();
+  const { state, leads, lossesTotal, restoresTotal, failing, lastError } = recovery.status();
   const { size, idleGroups } = retention.status();
   const report = {
     ...place,
@@ -199,6 +201,7 @@ export async function reportLedger(
     leads,
     lossesTotal,
     restoresTotal,
+    failing,
     ...(size === undefined ? {} : { size }),
     idleGroups,
     ...(lastError === undefined ? {} : { lastError }),

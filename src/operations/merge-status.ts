@@ -7,6 +7,7 @@ export function mergeStatus(reports: readonly StatusReport[], processId: number)
   const [first] = reports as [StatusReport];
   const sum = (read: (report: StatusReport) => number): number =>
     reports.reduce((total, each) => total + read(each), 0);
+  const lastError = reports.find((each) => each.ledger.lastError !== undefined)?.ledger.lastError;
   return {
     ...first,
     processId,
@@ -26,6 +27,8 @@ export function mergeStatus(reports: readonly StatusReport[], processId: number)
       waitingRows: sum((each) => each.ledger.waitingRows),
       lossesTotal: sum((each) => each.ledger.lossesTotal),
       restoresTotal: sum((each) => each.ledger.restoresTotal),
+      failing: sum((each) => each.ledger.failing),
+      ...(lastError === undefined ? {} : { lastError }),
     },
     cache: mergeCacheSnapshots(reports.map((each) => each.cache)),
     memory: {

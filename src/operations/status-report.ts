@@ -79,12 +79,13 @@ function ledgerRows(ledger: LedgerReport): Row[] {
   const place = ledger.embedded ? `embedded at ${ledger.where}` : ledger.where;
   const state = ledger.available ? 'available' : 'NOT AVAILABLE';
   const leader = ledger.leads ? ', leads' : '';
+  const failing = ledger.failing === 0 ? '' : `, ${ledger.failing} COULD NOT BE RESTORED YET`;
   return [
     ['Ledger', `${state}, ${place}, ${ledger.committedTotal} entries committed, ${ledger.waitingRows} waiting`],
     ...sizeRows(ledger),
     [
       'Recovery',
-      `${ledger.state}${leader}, ${ledger.lossesTotal} losses noticed, ${ledger.restoresTotal} streams restored`,
+      `${ledger.state}${leader}, ${ledger.lossesTotal} losses noticed, ${ledger.restoresTotal} streams restored${failing}`,
     ],
     ...(ledger.lastError === undefined ? [] : [['', `last error: ${ledger.lastError}`] as const]),
   ];

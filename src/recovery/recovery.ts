@@ -72,6 +72,11 @@ export interface RecoveryStatus {
     readonly mode: string;
     readonly cause: string;
   }[];
+  /** `troubled` has the first of them. */
+  readonly troubledTotal: number;
+  /** Of them those whose last attempt to restore or publish them failed. */
+  readonly failing: number;
+  readonly failuresTotal: number;
   readonly looksTotal: number;
   readonly lossesTotal: number;
   readonly restoresTotal: number;
@@ -246,6 +251,7 @@ export class Recovery {
   status(): RecoveryStatus {
     const { restores, entriesRestored, aliases, observed, possibleDuplicates, lastRestoreMs } = this.#mending.totals;
     const troubled = [...this.ledger.streams.all()].filter((stream) => stream.mode !== 'normal');
+    const { failing } = this.#mending;
     return {
       state: this.gate.state,
       stateSince: this.gate.stateSince,
@@ -257,8 +263,11 @@ export class Recovery {
         stream: stream.name.toString(),
         database: stream.database,
         mode: stream.mode,
-        cause: stream.modeCause ?? '',
+        cause: causeOf(stream, failing.get(stream.streamId)),
       })),
+      troubledTotal: troubled.length,
+      failing: failing.size,
+      failuresTotal: this.#mending.totals.failures,
       looksTotal: this.#looks,
       lossesTotal: this.#losses,
       restoresTotal: restores,
@@ -636,6 +645,11 @@ export class Recovery {
 /** For messages. */
 function placeOf({ host = '127.0.0.1', port = 6379, path }: KvAddress): string {
   return path ?? `${host}:${port}`;
+}
+
+/** Why a stream is in trouble, and why it still is, where the ledger could not be told. */
+function causeOf({ modeCause = '' }: Stream, failure: string | undefined): string {
+  return failure === undefined || modeCause.includes(failure) ? modeCause : `${modeCause} (${failure})`;
 }
 
 /** Another process, or another data set in the same one. */

@@ -32,6 +32,8 @@ interface Link {
 export interface TcpProxy {
   readonly port: number;
   readonly connections: number;
+  /** How much servers have sent, of all connections since the start. */
+  readonly bytesFromServers: number;
   /** Resets every connection, and each new one, until `heal`. */
   cut(): void;
   /** Resets the connections that are open; new ones are served. */
@@ -58,6 +60,7 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
   const clients = new Set<Socket>();
   const held = new Set<Direction>();
   let refusing = false;
+  let bytesFromServers = 0;
   let delayMs = 0;
 
   function createPipe(from: Socket, to: Socket, direction: Direction): Pipe {
@@ -136,6 +139,9 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
       return;
     }
     const server = connect({ port: upstream(), host: '127.0.0.1', noDelay: true });
+    server.on('data', (chunk: Buffer) => {
+      bytesFromServers += chunk.length;
+    });
     let failed = false;
     server.on('error', () => {
       failed = true;
@@ -182,6 +188,9 @@ export async function startTcpProxy(upstream: Upstream, port = 0): Promise<TcpPr
     port: typeof address === 'object' && address !== null ? address.port : port,
     get connections() {
       return links.size;
+    },
+    get bytesFromServers() {
+      return bytesFromServers;
     },
     cut() {
       refusing = true;

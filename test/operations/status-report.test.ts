@@ -43,6 +43,7 @@ it('says at a glance when the KV store is away', () => {
       leads: true,
       lossesTotal: 1,
       restoresTotal: 1,
+      failing: 0,
       idleGroups: [],
       streams: [
         {

@@ -13,24 +13,36 @@ export interface StoredEntry {
   readonly fields: Buffer;
   /** An exact MAXLEN that its XADD carried: what it trimmed stays away. */
   readonly maxlen: number | undefined;
+  /** By a client. */
+  readonly deleted: boolean;
 }
 
 const PAGE_ROWS = 10_000;
 const PAGE_BYTES = 4 * 1024 * 1024;
 /** `PGCOPY\n\377\r\n\0`, flags, length of the header's extension. */
 const HEADER_LENGTH = 19;
-const COLUMNS = 3;
+const COLUMNS = 4;
 const BLOCK_BYTES = 1024 * 1024;
 
-/** Of the first row that begins in it the whole, however long. */
-function pageQuery(streamId: number, after: Buffer): string {
+/**
+ * Of the first row that begins in it the whole, however long. The deletions of a stream can be many millions: they are looked up for the
+ * rows of a page (with LIMIT, or they would be read whole for each). Of what is deleted and not wanted nothing comes but the last row,
+ * without its fields, to go on from.
+ */
+function pageQuery(streamId: number, after: Buffer, deletedToo: boolean): string {
   return `COPY (
-    SELECT id, maxlen, fields
-      FROM (SELECT *, sum(octet_length(fields)) OVER (ORDER BY id) - octet_length(fields) AS before
-              FROM (SELECT id, maxlen, fields FROM holdfast.entry
-                     WHERE stream_id = ${streamId} AND id > '\\x${after.toString('hex')}'
-                     ORDER BY id LIMIT ${PAGE_ROWS}) AS page) AS measured
-     WHERE before < ${PAGE_BYTES} ORDER BY id
+    SELECT id, maxlen, deleted, fields
+      FROM (SELECT *, lead(id) OVER (ORDER BY id) IS NULL AS is_last
+              FROM (SELECT *, sum(octet_length(fields)) OVER (ORDER BY id) - octet_length(fields) AS before
+                      FROM (SELECT id, maxlen, deleted, CASE WHEN deleted AND NOT ${deletedToo} THEN '' ELSE fields END AS fields
+                              FROM (SELECT id, maxlen, fields, coalesce((
+                                             SELECT true FROM holdfast.deletion AS d
+                                              WHERE d.stream_id = ${streamId} AND d.id = entry.id LIMIT 1), false) AS deleted
+                                      FROM holdfast.entry
+                                     WHERE stream_id = ${streamId} AND id > '\\x${after.toString('hex')}'
+                                     ORDER BY id LIMIT ${PAGE_ROWS}) AS page) AS marked) AS measured
+             WHERE before < ${PAGE_BYTES}) AS bounded
+     WHERE NOT deleted OR is_last OR ${deletedToo} ORDER BY id
   ) TO STDOUT (FORMAT binary)`;
 }
 
@@ -63,7 +75,9 @@ class CopyOut implements Submittable {
     at += 4;
     const maxlen = maxlenLength < 0 ? undefined : Number(chunk.readBigInt64BE(at));
     at += Math.max(0, maxlenLength) + 4;
-    this.entries.push({ id, maxlen, fields: this.#kept(chunk, at, chunk.length) });
+    const deleted = chunk[at] === 1;
+    at += 1 + 4;
+    this.entries.push({ id, maxlen, deleted, fields: this.#kept(chunk, at, chunk.length) });
   }
 
   /** A copy, since the message's own bytes are of a buffer that is used again; one block for very many. */
@@ -90,8 +104,8 @@ class CopyOut implements Submittable {
   handleCommandComplete(): void {}
 }
 
-async function readPage(client: pg.PoolClient, streamId: number, after: Buffer): Promise<StoredEntry[]> {
-  const copy = new CopyOut(pageQuery(streamId, after));
+async function readPage(client: pg.PoolClient, query: string): Promise<StoredEntry[]> {
+  const copy = new CopyOut(query);
   await new Promise<void>((resolve, reject) => {
     copy.callback = (failure) => (failure === null ? resolve() : reject(failure));
     client.query(copy);
@@ -99,19 +113,27 @@ async function readPage(client: pg.PoolClient, streamId: number, after: Buffer):
   return copy.entries;
 }
 
-/** All above `after`, in ID order. Rejects with Postgres's errors. */
-export async function* ledgerEntries(ledger: Ledger, streamId: number, after: Buffer): AsyncGenerator<StoredEntry[]> {
+/** All above `after`, in ID order, those that clients deleted only with `deletedToo`. Rejects with Postgres's errors. */
+export async function* ledgerEntries(
+  ledger: Ledger,
+  streamId: number,
+  after: Buffer,
+  deletedToo: boolean,
+): AsyncGenerator<StoredEntry[]> {
   const client = await ledger.pool.connect();
-  let next: Promise<StoredEntry[]> | undefined = readPage(client, streamId, after);
+  const read = (from: Buffer) => readPage(client, pageQuery(streamId, from, deletedToo));
+  let next: Promise<StoredEntry[]> | undefined = read(after);
   try {
     for (;;) {
       const page: StoredEntry[] = await next;
       next = undefined;
-      if (page.length === 0) break;
-      next = readPage(client, streamId, page.at(-1)!.id);
+      const last = page.at(-1);
+      if (last === undefined) break;
+      next = read(last.id);
       // Awaited later, or never.
       next.catch(() => undefined);
-      yield page;
+      if (last.deleted && !deletedToo) page.pop();
+      if (page.length > 0) yield page;
     }
   } finally {
     // One that is on its way is not worth waiting for.

@@ -6,6 +6,7 @@ import type { Logger } from 'pino';
 import type { KvAddress } from '../../control-redis.ts';
 import { HoldfastError, messageOf } from '../../errors.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
+import { isContention } from '../../ledger/sqlstate.ts';
 import { isOutOfMemory, KvConnection } from '../kv/connection.ts';
 import { OutOfRoom } from '../kv/memory.ts';
 import { settleAbandoned } from '../settle/abandoned-intentions.ts';
@@ -34,7 +35,10 @@ const COMMAND_TIMEOUT_MS = 15_000;
 export class Mending {
   readonly #options: MendingOptions;
   readonly #pauses = new Pauses();
+  /** By stream ID, why the last attempt failed. */
+  readonly #failing = new Map<number, string>();
   readonly #totals = {
+    failures: 0,
     restores: 0,
     entriesRestored: 0,
     aliases: 0,
@@ -51,9 +55,17 @@ export class Mending {
 
   /** Since the start of this process; `lastRestoreMs` is how long the last restore took. */
   get totals(): Readonly<
-    Record<'restores' | 'entriesRestored' | 'aliases' | 'observed' | 'possibleDuplicates' | 'lastRestoreMs', number>
+    Record<
+      'failures' | 'restores' | 'entriesRestored' | 'aliases' | 'observed' | 'possibleDuplicates' | 'lastRestoreMs',
+      number
+    >
   > {
     return this.#totals;
+  }
+
+  /** By stream ID, why it could not be restored or published yet. */
+  get failing(): ReadonlyMap<number, string> {
+    return this.#failing;
   }
 
   /** Resolves when what is under way has ended; more is not begun where it is not wanted any more. */
@@ -72,7 +84,9 @@ export class Mending {
     this.#working = this.#workOnce()
       .catch((thrown: unknown) => {
         failed(messageOf(thrown));
-        if (!ledger.postgres.failed(thrown)) log.error({ err: thrown }, 'recovery work failed');
+        this.#totals.failures += 1;
+        ledger.postgres.failed(thrown);
+        log.error({ err: thrown }, 'recovery work failed, it is tried again');
       })
       .finally(() => {
         this.#working = undefined;
@@ -91,6 +105,8 @@ export class Mending {
        SELECT stream_id, mode FROM holdfast.stream
         WHERE ended_at IS NULL AND stream_id IN (SELECT stream_id FROM holdfast.backlog)`,
     );
+    const left = new Set(rows.map((row) => Number(row.stream_id)));
+    for (const streamId of this.#failing.keys()) if (!left.has(streamId)) this.#failing.delete(streamId);
     if (rows.length === 0) return;
     const streams = rows.map((row) => Number(row.stream_id)).values();
     const mendNext = async (): Promise<void> => {
@@ -100,6 +116,7 @@ export class Mending {
         try {
           if (await this.#mend(streamId, rows.length)) this.#pauses.wait(streamId);
           else this.#pauses.end(streamId);
+          this.#failing.delete(streamId);
         } catch (thrown) {
           await this.#mendFailed(streamId, thrown);
         }
@@ -143,8 +160,10 @@ export class Mending {
     const pauseMs = thrown instanceof OutOfRoom || isOutOfMemory(thrown) ? this.#pauses.begin(streamId) : 0;
     const text = pauseMs === 0 ? messageOf(thrown) : `${messageOf(thrown)}; next attempt in ${pauseMs / 1000} s`;
     this.#options.failed(text);
+    this.#totals.failures += 1;
+    this.#failing.set(streamId, text);
     log.error({ err: thrown, streamId, pauseMs }, 'a stream could not be restored yet, it is tried again');
-    if (ledger.postgres.failed(thrown)) return;
+    if (ledger.postgres.failed(thrown) && !isContention(thrown)) return;
     await ledger.pool.query(
       `WITH noted AS (
          UPDATE holdfast.recovery SET last_error = $2 WHERE stream_id = $1 AND completed_at IS NULL

@@ -7,6 +7,7 @@
  */
 import { HoldfastError } from '../../errors.ts';
 import { EntryIdSet, isWanted, readAcknowledged } from '../../ledger/encoding/acknowledged-set.ts';
+import { byteaArray } from '../../ledger/encoding/binary-array.ts';
 import { restoringXaddLengthMax, writeRestoringXadd } from '../../ledger/encoding/entry-fields.ts';
 import {
   ENTRY_ID_MAX,
@@ -110,7 +111,7 @@ export async function buildSideKey(
   await connection.command(known.database, ['UNLINK', side]);
   const groups = [...known.groups.values()];
   const acknowledged = await Promise.all(groups.map((group) => readAcknowledged(ledger.pool, group.groupId)));
-  const deleted = await readDeleted(ledger, known.streamId);
+  const deleting = await readDeleting(ledger, known.streamId);
   const kept = new KeptEntries(context, known, new Map(groups.map(({ groupId }, at) => [groupId, acknowledged[at]!])));
   let low = previousEntryId(known.floorId);
   if (groups.length > 0) {
@@ -133,7 +134,8 @@ export async function buildSideKey(
     windowId: undefined,
   };
   const writer = await BulkWriter.open(context.address, known.database);
-  const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low));
+  // Where nothing is there, nothing can have been put under the ID of what was deleted.
+  const fromLedger = new Head(ledgerEntries(ledger, known.streamId, low, build.seen !== undefined));
   try {
     // How many entries stand at or below each group's checkpoint: for entries-read.
     const below = groups.map(() => -1);
@@ -185,7 +187,7 @@ export async function buildSideKey(
     };
 
     const present = kvEntries(connection, known, ENTRY_ID_ZERO, build.seen?.lastId ?? ENTRY_ID_ZERO);
-    const fromKv = new Head(withoutTrimmed(ledger, known, present));
+    const fromKv = new Head(marked(ledger, known.streamId, deleting, withoutTrimmed(ledger, known, present)));
     for (let steps = 1; ; steps += 1) {
       const theirs = build.seen === undefined ? undefined : (fromKv.ready ?? (await fromKv.fill()));
       // With the window full, all that is left to do is to merge what is there.
@@ -198,7 +200,8 @@ export async function buildSideKey(
       const taken = order === 0 && !ours!.fields.equals(theirs!.fields);
       if (order <= 0) {
         fromLedger.advance();
-        const wanted = whole && !deleted.has(ours!.id) && isWanted(acknowledged, ours!.id);
+        const deleted = ours!.deleted || deleting.has(ours!.id);
+        const wanted = whole && !deleted && isWanted(acknowledged, ours!.id);
         if (order < 0 && wanted) {
           if (used + entryBytes(ours!.fields) > room) build.windowId = previousEntryId(ours!.id);
           else {
@@ -210,7 +213,7 @@ export async function buildSideKey(
       }
       if (order >= 0) {
         fromKv.advance();
-        if (taken || !deleted.has(theirs!.id)) {
+        if (taken || !theirs!.deleted) {
           put(theirs!);
           build.merged += 1;
           if (order > 0) build.unknown += 1;
@@ -322,14 +325,37 @@ function createGroup(
   return ['XGROUP', 'CREATE', key, group.name, formatEntryId(checkpointId), 'ENTRIESREAD', read];
 }
 
-async function readDeleted(ledger: Ledger, streamId: number): Promise<EntryIdSet> {
-  const deleted = new EntryIdSet();
-  const { rows } = await ledger.pool.query<{ ids: Buffer | null }>(
-    `SELECT string_agg(id, ''::bytea) AS ids FROM holdfast.deletion WHERE stream_id = $1
-     UNION ALL
-     SELECT ids FROM holdfast.intention WHERE stream_id = $1 AND kind = 'delete'`,
+/** What clients are about to delete, or may have deleted. */
+async function readDeleting(ledger: Ledger, streamId: number): Promise<EntryIdSet> {
+  const deleting = new EntryIdSet();
+  const { rows } = await ledger.pool.query<{ ids: Buffer }>(
+    `SELECT ids FROM holdfast.intention WHERE stream_id = $1 AND kind = 'delete'`,
     [streamId],
   );
-  for (const row of rows) if (row.ids !== null) deleted.addAll(row.ids);
-  return deleted;
+  for (const { ids } of rows) deleting.addAll(ids);
+  return deleting;
+}
+
+interface MarkedEntry extends KvEntry {
+  /** By a client, though the KV store has it. */
+  readonly deleted: boolean;
+}
+
+async function* marked(
+  ledger: Ledger,
+  streamId: number,
+  deleting: EntryIdSet,
+  pages: AsyncGenerator<KvEntry[]>,
+): AsyncGenerator<MarkedEntry[]> {
+  for await (const page of pages) {
+    const { rows } = await ledger.pool.query<{ id: Buffer }>(
+      'SELECT id FROM holdfast.deletion WHERE stream_id = $1 AND id = ANY ($2::bytea[])',
+      [streamId, byteaArray(page.map(({ id }) => id))],
+    );
+    const deleted = new Set(rows.map(({ id }) => id.toString('latin1')));
+    yield page.map((entry) => ({
+      ...entry,
+      deleted: deleted.has(entry.id.toString('latin1')) || deleting.has(entry.id),
+    }));
+  }
 }
