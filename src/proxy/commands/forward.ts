@@ -4,7 +4,7 @@ import type { Interceptor, SessionView } from '../../interceptor.ts';
 import * as encode from '../../resp/encode.ts';
 import { PendingExchange } from '../request/pending-exchange.ts';
 import type { Request } from '../request/request.ts';
-import { resendOn } from '../session/lane-link.ts';
+import { occupyLane, resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
 import { Hold, LOST_TEXT, Pin } from '../session/session-state.ts';
 
@@ -22,6 +22,7 @@ export function forward(session: Session, request: Request): void {
   session.inFlight += 1;
   const receiver = session.replyMode === 'on' ? session : session.sink;
   session.lane!.sendPlain(receiver, request.bytes, 0, request.bytes.length, 1);
+  if (request.plan.endless) occupyLane(session);
 }
 
 /** Sends MULTI. Where the connection breaks before the reply, the session is in a transaction that can only fail. */
@@ -156,6 +157,7 @@ export function sendExchange(session: Session, exchange: PendingExchange, reques
     () => {
       session.inFlight += 1;
       session.lane!.sendWhole(exchange, exchange.args === request.args ? request.bytes : encode.request(exchange.args));
+      if (request.plan.endless) occupyLane(session);
     },
     (reply) => {
       session.inFlight += 1;

@@ -20,7 +20,7 @@ import { GlancedRun } from '../request/glanced-run.ts';
 import { prefixKeys } from '../request/prefix-keys.ts';
 import { Request } from '../request/request.ts';
 import { appendInForm, appendPrefixed } from '../request/rewritten-request.ts';
-import { holdForCongestion } from '../session/lane-link.ts';
+import { holdForCongestion, occupyLane } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
 import { Hold, Pin } from '../session/session-state.ts';
 
@@ -282,6 +282,7 @@ export class SessionInput {
       (this.session.dedicated ||
         (this.session.pins === 0 &&
           !(lane.stalled && this.session.inFlight === 0) &&
+          (lane.occupant === undefined || lane.occupant === this.session) &&
           this.session.context.upstream.paused === undefined))
     );
   }
@@ -304,6 +305,7 @@ export class SessionInput {
     this.marks = undefined;
     // What is rewritten was appended request by request.
     this.session.lane!.sendGlanced(this.session, run, buffer, start, rewrites(plan, form) ? start : end, count);
+    if (plan.endless) occupyLane(this.session);
   }
 
   /** The mark of the next request of a run that has `count` already. */

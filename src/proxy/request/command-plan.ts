@@ -84,6 +84,8 @@ const CARRIAGES: Readonly<Record<string, Carriage>> = {
   'client|trackinginfo': 'session',
 };
 
+const SCRIPTS: ReadonlySet<string> = new Set(['eval', 'eval_ro', 'evalsha', 'evalsha_ro', 'fcall', 'fcall_ro']);
+
 export function carriageOf(command: CommandEntry | undefined): Carriage {
   if (command === undefined) return 'shared';
   const named = CARRIAGES[command.name];
@@ -96,6 +98,8 @@ export interface CommandPlan {
   readonly command: CommandEntry | undefined;
   readonly carriage: Carriage;
   readonly interceptors: readonly Interceptor[];
+  /** May run without end, with the server answering `-BUSY` on all other connections. */
+  readonly endless: boolean;
   /** The bytes go on as they are: shared carriage, nobody looks, no subcommand that differs. */
   readonly simple: boolean;
   /** The plan is that of the subcommand. */
@@ -134,11 +138,13 @@ export function planCommands(interceptors: readonly Interceptor[], prefixedKeys?
     const mayBePrefixed = anyones.length === 0 || (anyones.length === 1 && anyones[0]!.glance !== undefined);
     const keys = carriage === 'shared' && mayBePrefixed && command !== undefined ? prefixedKeys?.(command) : undefined;
     const rest = keys === undefined ? own : anyones;
+    const endless = command !== undefined && SCRIPTS.has(command.name);
     return {
       command,
       carriage,
       interceptors: rest,
-      simple: carriage === 'shared' && rest.length === 0 && keys === undefined,
+      endless,
+      simple: carriage === 'shared' && rest.length === 0 && keys === undefined && !endless,
       container: false,
       prefixedKeys: keys,
       glance: carriage === 'shared' && rest.length === 1 ? rest[0]!.glance : undefined,

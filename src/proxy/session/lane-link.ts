@@ -97,6 +97,11 @@ function limitText(thrown: unknown): string {
   throw thrown;
 }
 
+/** The request that was sent last is a script. */
+export function occupyLane(session: Session): void {
+  if (!session.dedicated) session.lane?.occupy(session);
+}
+
 function laneFits(session: Session, pin: number): boolean {
   const { lane } = session;
   if (lane === undefined || lane.state !== 'ready') return false;
@@ -106,6 +111,7 @@ function laneFits(session: Session, pin: number): boolean {
   }
   if (pin !== 0 || session.pins !== 0) return false;
   if (lane.congested) holdForCongestion(session, lane);
+  if (lane.occupant !== undefined && lane.occupant !== session) return false;
   return !(lane.stalled && session.inFlight === 0);
 }
 

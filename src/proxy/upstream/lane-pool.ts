@@ -3,8 +3,10 @@
  *
  * Usually there is one shared lane. It is *stalled* when a reply is slow in coming (a script that runs for seconds, CLIENT
  * PAUSE), or when what was owed a while ago is still owed although bytes come in great number (replies of many megabytes):
- * sessions with nothing in flight move to a further one, so that they hear `-BUSY` from the server instead of waiting
- * behind somebody else, SCRIPT KILL gets through, and a PING does not wait for a gigabyte.
+ * sessions with nothing in flight move to a further one, so that SCRIPT KILL gets through, and a PING does not wait for a gigabyte.
+ *
+ * A script may run without end, and nobody can tell before. So while one is under way its lane takes requests of that session only;
+ * others use a further lane, where the server answers them `-BUSY` when it would answer a client of its own so.
  */
 import { HoldfastError } from '../../errors.ts';
 import type { Lane } from './lane.ts';
@@ -108,14 +110,17 @@ export class LaneSet {
 
   /** A shared lane to use at once, if there is one. */
   sharedLane(): Lane | undefined {
-    for (const lane of this.shared) if (!lane.stalled) return lane;
+    for (const lane of this.shared) if (!lane.stalled && lane.occupant === undefined) return lane;
     const spare = this.shared.length > 0 && this.shared.length < SHARED_LANES_MAX ? this.idle.pop()?.lane : undefined;
     if (spare !== undefined) {
       this.shared.push(spare);
       this.progress.set(spare, progressOf(spare));
+      spare.onVacant = () => this.offer(spare);
       return spare;
     }
-    return this.shared.length >= SHARED_LANES_MAX ? this.shared[0] : undefined;
+    if (this.shared.length < SHARED_LANES_MAX) return undefined;
+    // The end of a script is waited for, the end of a stall is not.
+    return this.shared.find((lane) => lane.occupant === undefined);
   }
 
   /** A dedicated lane to use at once, if one is idle. */
@@ -192,7 +197,8 @@ export class LaneSet {
     const { reachable } = this.upstream;
     const late: Waiting[] = [];
     this.waiting = this.waiting.filter((waiting) => {
-      const over = waiting.deadline <= now || (waiting.onlyWhileReachable && !reachable);
+      const awaitsScript = !waiting.dedicated && this.shared.length >= SHARED_LANES_MAX;
+      const over = (waiting.deadline <= now && !awaitsScript) || (waiting.onlyWhileReachable && !reachable);
       if (over) late.push(waiting);
       return !over;
     });
@@ -224,7 +230,7 @@ export class LaneSet {
   private connectForWaiters(): void {
     if (this.retryTimer !== undefined) return;
     const dedicated = this.waiting.filter((waiting) => waiting.dedicated).length;
-    const shared = this.waiting.length > dedicated ? 1 : 0;
+    const shared = this.waiting.length > dedicated && this.shared.length < SHARED_LANES_MAX ? 1 : 0;
     const wanted = Math.min(dedicated + shared, 256) - this.connecting;
     if (wanted <= 0) return;
     const backoffMs = this.upstream.backoffMs();
@@ -299,7 +305,13 @@ export class LaneSet {
     this.shared.push(lane);
     this.keepSpare();
     this.progress.set(lane, progressOf(lane));
-    for (let i = 0; i < this.waiting.length; ) {
+    lane.onVacant = () => this.offer(lane);
+    this.offer(lane);
+  }
+
+  /** Gives the lane to all who wait for a shared one, up to the first with a script. */
+  private offer(lane: Lane): void {
+    for (let i = 0; i < this.waiting.length && lane.state === 'ready' && lane.occupant === undefined; ) {
       const waiting = this.waiting[i]!;
       if (waiting.dedicated) i += 1;
       else {

@@ -100,6 +100,10 @@ export class Lane {
   /** What is sent now would wait long for its reply (see the lane set). */
   stalled = false;
   congested = false;
+  /** Whose script is under way: nobody else's request goes behind it, for the server would answer them on another connection. */
+  occupant: ReplyReceiver | undefined;
+  /** Told when the script is over. */
+  onVacant: (() => void) | undefined;
   /** Our side of the connection has ended; the server closes it soon. */
   finishing = false;
   /** Sessions to tell when the KV store takes bytes again. */
@@ -122,6 +126,8 @@ export class Lane {
   private undecided: Buffer = NOTHING;
 
   private readonly queue = new OwedReplies();
+  /** So many entries will be over when the occupant's script is. */
+  private occupiedUntil = 0;
   /** Of the glanced reply that is being read: what was delivered of it. */
   private glancedBytes = 0;
   private onClosed: (lane: Lane, cause: HoldfastError) => void;
@@ -158,7 +164,9 @@ export class Lane {
   sendPlain(receiver: ReplyReceiver | undefined, buffer: Buffer, start: number, end: number, count: number): void {
     if (this.queue.size > 0) {
       const tail = (this.queue.head + this.queue.size - 1) & this.queue.mask;
-      if (this.queue.kinds[tail] === Owed.plain && this.queue.receivers[tail] === receiver)
+      // The occupant's script stays an entry of its own.
+      const merges = this.occupant === undefined || this.queue.popped + this.queue.size !== this.occupiedUntil;
+      if (merges && this.queue.kinds[tail] === Owed.plain && this.queue.receivers[tail] === receiver)
         this.queue.counts[tail]! += count;
       else this.queue.push(Owed.plain, receiver, undefined, count);
     } else this.queue.push(Owed.plain, receiver, undefined, count);
@@ -196,6 +204,12 @@ export class Lane {
     this.queue.push(Owed.confirm, undefined, undefined, 1);
     this.queue.confirmations[(this.queue.head + this.queue.size - 1) & this.queue.mask] = confirmations;
     this.out.append(request, 0, request.length);
+  }
+
+  /** What was sent last is `occupant`'s script: until it is answered the lane is theirs. */
+  occupy(occupant: ReplyReceiver): void {
+    this.occupant = occupant;
+    this.occupiedUntil = this.queue.popped + this.queue.size;
   }
 
   /** `task.reply` is called as soon as everything owed before it has come. */
@@ -242,8 +256,14 @@ export class Lane {
       else at = this.readWhole(buffer, at, length);
       if (this.isClosed()) return;
       if (this.mode === BETWEEN && !this.pushFollows(buffer, at, length)) this.runReached();
+      if (this.occupant !== undefined && this.queue.popped >= this.occupiedUntil) this.vacate();
     }
   };
+
+  private vacate(): void {
+    this.occupant = undefined;
+    this.onVacant?.();
+  }
 
   private isClosed(): boolean {
     return this.state === 'closed';
