@@ -1,34 +1,23 @@
-/**
- * What a fleet's template may say inside `{{ … }}`, as far as it can be seen without running it: the elements and the fields
- * that exist. A device's own spec has no placeholders, there the braces are text.
- */
+/** Placeholders, `{{ … }}`, in a fleet's template. A device's own spec has none, there the braces are text. */
+import { Template } from '../templates/template.ts';
+
 const ACTION =
   /\{\{-?\s*(?:\/\*[\s\S]*?\*\/|(?:"(?:\\.|[^"\\\n])*"|`[^`]*`|'(?:\\.|[^'\\\n])*'|(?!\}\})[\s\S])*?)\s*-?\}\}/g;
-const LITERAL = /\/\*[\s\S]*?\*\/|"(?:\\.|[^"\\\n])*"|`[^`]*`|'(?:\\.|[^'\\\n])*'/g;
-const FORBIDDEN_ELEMENT = /^\s*(range|template|block|define|break|continue)\b/;
-const FIELD = /(?<![\w)\]])((?:\.[A-Za-z_]\w*)+)/g;
+/** What is wrong with a template, and what may fail for some devices. */
+export interface TemplateFindings {
+  readonly problem: string | undefined;
+  readonly warnings: readonly string[];
+}
 
-/** Gives the reason for a refusal. */
-export type TemplateCheck = (text: string) => string | undefined;
+export function checkTemplateText(text: string): TemplateFindings {
+  const template = Template.check(text);
+  if (template instanceof Template) return { problem: undefined, warnings: template.warnings };
+  return { problem: template.problem.message, warnings: [] };
+}
 
 export function hasPlaceholders(text: string): boolean {
   return text.includes('{{');
 }
-
-export const checkTemplateText: TemplateCheck = (text) => {
-  const rest = text.replace(ACTION, '');
-  if (rest.includes('{{')) return 'a placeholder is not closed';
-  for (const [action] of text.matchAll(ACTION)) {
-    const inside = action.slice(2, -2).replace(/^-\s/, '').replace(/\s-$/, '').replace(LITERAL, '""');
-    const element = FORBIDDEN_ELEMENT.exec(inside);
-    if (element !== null) return `${element[1]} is not allowed in a template`;
-    for (const [, path] of inside.matchAll(FIELD)) {
-      if (path === '.metadata' || path === '.metadata.name' || /^\.metadata\.labels(\.|$)/.test(path!)) continue;
-      return `${path} does not exist: only .metadata.name and .metadata.labels do`;
-    }
-  }
-  return undefined;
-};
 
 /** The text with every placeholder replaced by `word`. */
 export function fillPlaceholders(text: string, word: string): string {

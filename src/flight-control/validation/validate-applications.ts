@@ -2,7 +2,7 @@
 import { field, isList, isObject, type JsonObject } from '../manifest/json-value.ts';
 import { readManifest } from '../manifest/read-manifest.ts';
 import { badDevicePath, badRelativePath, isDnsSubdomain, isImage, isStrictImage } from './formats.ts';
-import { type SpecContext, validateImage } from './spec-context.ts';
+import { isTemplate, type SpecContext, validateImage } from './spec-context.ts';
 import { hasPlaceholders } from './template-text.ts';
 import { validateContent } from './validate-config.ts';
 
@@ -109,8 +109,7 @@ function validateFiles(context: SpecContext, at: string, files: unknown, type: u
     }
     if (paths.has(path)) report.refuse(`${place}.path`, 'this path is used twice', path);
     paths.add(path);
-    const reason =
-      context.template !== undefined && hasPlaceholders(path) ? context.template(path) : badRelativePath(path);
+    const reason = isTemplate(context, `${place}.path`, path) ? undefined : badRelativePath(path);
     if (reason !== undefined) report.refuse(`${place}.path`, reason, path);
     if (field(file, 'content') !== undefined) validateContent(context, place, file);
     if (type === 'compose') validateCompose(context, place, path, file);

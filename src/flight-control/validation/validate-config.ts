@@ -2,7 +2,7 @@
 import { field, isList, isObject, type JsonObject } from '../manifest/json-value.ts';
 import { badDevicePath, badUser, isBase64, isDnsSubdomain } from './formats.ts';
 import type { Report } from './problems.ts';
-import type { SpecContext } from './spec-context.ts';
+import { isTemplate, type SpecContext } from './spec-context.ts';
 import { hasPlaceholders } from './template-text.ts';
 
 const SOURCES = ['gitRef', 'httpRef', 'secretRef', 'inline'] as const;
@@ -96,11 +96,7 @@ function text(context: SpecContext, at: string, value: unknown, max: number, req
     report.refuse(at, 'must be text', value);
     return undefined;
   }
-  if (context.template !== undefined && hasPlaceholders(value)) {
-    const reason = context.template(value);
-    if (reason !== undefined) report.refuse(at, reason, value);
-    return undefined;
-  }
+  if (isTemplate(context, at, value)) return undefined;
   if (Buffer.byteLength(value) > max) {
     report.refuse(at, `is longer than ${max} bytes`, value);
     return undefined;
@@ -211,9 +207,7 @@ export function validateContent(context: SpecContext, at: string, file: JsonObje
     }
     plain = Buffer.from(content, 'base64').toString();
   }
-  if (context.template === undefined || !hasPlaceholders(plain)) return;
-  const reason = context.template(plain);
-  if (reason !== undefined) report.refuse(`${at}.content`, reason);
+  isTemplate(context, `${at}.content`, plain);
 }
 
 function validateMode(report: Report, at: string, mode: unknown): void {

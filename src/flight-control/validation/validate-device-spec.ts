@@ -19,7 +19,7 @@ export function validateDeviceSpec(context: SpecContext, at: string, spec: unkno
   }
   for (const key of Object.keys(spec)) {
     if (KNOWN.includes(key)) continue;
-    if (context.template === undefined) report.warn(`${at}.${key}`, 'is not known, and has no effect');
+    if (!context.template) report.warn(`${at}.${key}`, 'is not known, and has no effect');
     else report.refuse(`${at}.${key}`, 'is not known');
   }
   for (const key of ['consoles', 'decommissioning']) {

@@ -2,13 +2,12 @@
 import { field, isList, isObject, type JsonObject } from '../manifest/json-value.ts';
 import { badLabelKey, badLabelValue, isDuration, isPercentage } from './formats.ts';
 import type { Report } from './problems.ts';
-import type { TemplateCheck } from './template-text.ts';
 import { validateDeviceSpec } from './validate-device-spec.ts';
 import { validateLabels } from './validate-labels.ts';
 
 const OPERATORS = ['In', 'NotIn', 'Exists', 'DoesNotExist'];
 
-export function validateFleet(report: Report, spec: unknown, template: TemplateCheck): void {
+export function validateFleet(report: Report, spec: unknown): void {
   if (spec === undefined) {
     report.refuse('spec', 'is missing');
     return;
@@ -25,7 +24,7 @@ export function validateFleet(report: Report, spec: unknown, template: TemplateC
   else {
     refuseUnknown(report, 'spec.template', given, ['metadata', 'spec']);
     validateLabels(report, 'spec.template.metadata.labels', field(field(given, 'metadata'), 'labels'));
-    validateDeviceSpec({ report, template }, 'spec.template.spec', field(given, 'spec'));
+    validateDeviceSpec({ report, template: true }, 'spec.template.spec', field(given, 'spec'));
   }
   validateRolloutPolicy(report, 'spec.rolloutPolicy', field(spec, 'rolloutPolicy'));
 }

@@ -3,7 +3,6 @@ import { field, isObject, type JsonValue } from '../manifest/json-value.ts';
 import { API_VERSION, apiVersionsOf, isStoredKind, UNSTORED_KINDS } from '../resources/kinds.ts';
 import { isDnsSubdomain } from './formats.ts';
 import { type Findings, Report } from './problems.ts';
-import { checkTemplateText, type TemplateCheck } from './template-text.ts';
 import { validateDeviceSpec } from './validate-device-spec.ts';
 import { validateFleet } from './validate-fleet.ts';
 import { validateLabels } from './validate-labels.ts';
@@ -21,8 +20,7 @@ const METADATA = [
   'deletionTimestamp',
 ];
 
-/** `template` judges the texts of a fleet's template. */
-export function validateResource(document: JsonValue, template: TemplateCheck = checkTemplateText): Findings {
+export function validateResource(document: JsonValue): Findings {
   const report = new Report();
   if (!isObject(document)) {
     report.refuse('document', 'must be a map with apiVersion, kind, metadata and spec', document);
@@ -34,10 +32,10 @@ export function validateResource(document: JsonValue, template: TemplateCheck = 
   const spec = field(document, 'spec');
   switch (kind) {
     case 'Device':
-      validateDeviceSpec({ report, template: undefined }, 'spec', spec);
+      validateDeviceSpec({ report, template: false }, 'spec', spec);
       break;
     case 'Fleet':
-      validateFleet(report, spec, template);
+      validateFleet(report, spec);
       break;
     case 'Repository':
       validateRepository(report, spec);
