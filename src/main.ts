@@ -49,6 +49,36 @@ const SUBCOMMANDS: readonly Registration[] = [
     summary: 'lists, shows, retries and purges permanent failures',
     load: async () => (await import('./worker/dead-command.ts')).dead,
   },
+  {
+    name: 'apply',
+    summary: 'Flight Control: creates and changes resources as manifests say',
+    load: async () => (await import('./flight-control/commands/apply-command.ts')).apply,
+  },
+  {
+    name: 'get',
+    summary: 'Flight Control: shows resources',
+    load: async () => (await import('./flight-control/commands/get-command.ts')).get,
+  },
+  {
+    name: 'describe',
+    summary: 'Flight Control: one resource with its conditions and events',
+    load: async () => (await import('./flight-control/commands/describe-command.ts')).describe,
+  },
+  {
+    name: 'delete',
+    summary: 'Flight Control: deletes a resource',
+    load: async () => (await import('./flight-control/commands/delete-command.ts')).remove,
+  },
+  {
+    name: 'events',
+    summary: 'Flight Control: what happened to resources',
+    load: async () => (await import('./flight-control/commands/events-command.ts')).events,
+  },
+  {
+    name: 'report',
+    summary: 'Flight Control: reports for a device, in place of its agent',
+    load: async () => (await import('./flight-control/commands/report-command.ts')).report,
+  },
 ];
 
 /** npm passes on the Ctrl-C that the terminal sent already: two signals within this time are one wish. */

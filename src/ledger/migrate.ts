@@ -28,6 +28,9 @@ export async function readMigrations(directory: URL): Promise<Migration[]> {
   );
 }
 
+/** Where tables are. */
+export type MigratedSchema = 'holdfast' | 'flight_control';
+
 /** Asked for the lock so often; the migrations of another process take seconds. */
 const LOCK_POLL_MS = 250;
 const LOCK_TELL_MS = 2_000;
@@ -38,17 +41,19 @@ const TABLE_LOCK_MS_MAX = 30_000;
 /**
  * Applies what is missing and gives how many that were. Throws `CONFIG` when the database is newer than this program, or another process
  * holds the migration lock for a minute; `waiting` is called once when it holds it for longer than a moment.
+ * Each schema has a series of its own.
  */
 export async function migrate(
   client: pg.Client | pg.PoolClient,
   directory: URL,
   waiting: (seconds: number) => void = () => undefined,
+  schema: MigratedSchema = 'holdfast',
 ): Promise<number> {
   const migrations = await readMigrations(directory);
   await lock(client, waiting);
   try {
-    await createSchema(client);
-    const { rows } = await client.query<{ number: number }>('SELECT number FROM holdfast.migration ORDER BY number');
+    await createSchema(client, schema);
+    const { rows } = await client.query<{ number: number }>(`SELECT number FROM ${schema}.migration ORDER BY number`);
     const applied = new Set(rows.map((row) => row.number));
     const newest = migrations.at(-1)?.number ?? 0;
     const unknown = rows.find((row) => row.number > newest);
@@ -64,7 +69,7 @@ export async function migrate(
       await inTransaction(client, async () => {
         await client.query(`SET LOCAL lock_timeout = ${TABLE_LOCK_MS_MAX}`);
         await client.query(migration.sql);
-        await client.query('INSERT INTO holdfast.migration (number, name) VALUES ($1, $2)', [
+        await client.query(`INSERT INTO ${schema}.migration (number, name) VALUES ($1, $2)`, [
           migration.number,
           migration.name,
         ]);
@@ -102,14 +107,15 @@ async function lock(client: pg.Client | pg.PoolClient, waiting: (seconds: number
 }
 
 /** `IF NOT EXISTS` asks for the right to create, also where there is nothing to create. */
-async function createSchema(client: pg.Client | pg.PoolClient): Promise<void> {
-  const { rows } = await client.query<{ schema: string | null; migrations: string | null }>(
-    `SELECT to_regnamespace('holdfast') AS schema, to_regclass('holdfast.migration') AS migrations`,
+async function createSchema(client: pg.Client | pg.PoolClient, schema: MigratedSchema): Promise<void> {
+  const { rows } = await client.query<{ there: string | null; migrations: string | null }>(
+    'SELECT to_regnamespace($1) AS there, to_regclass($2) AS migrations',
+    [schema, `${schema}.migration`],
   );
-  const { schema, migrations } = rows[0]!;
-  if (schema === null) await client.query('CREATE SCHEMA IF NOT EXISTS holdfast');
+  const { there, migrations } = rows[0]!;
+  if (there === null) await client.query(`CREATE SCHEMA IF NOT EXISTS ${schema}`);
   if (migrations !== null) return;
-  await client.query(`CREATE TABLE IF NOT EXISTS holdfast.migration (
+  await client.query(`CREATE TABLE IF NOT EXISTS ${schema}.migration (
     number integer PRIMARY KEY,
     name text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()

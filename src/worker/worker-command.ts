@@ -1,11 +1,10 @@
 /** `holdfast worker`: loads an app and works until a signal; `--app` is a file, or the name of an app that is built in. */
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { formatAddress } from '../config/address.ts';
-import type { Config } from '../config/config.ts';
+import { ledgerDatabaseUrl } from '../config/ledger-database-url.ts';
 import { loadConfig } from '../config/load-config.ts';
 import { settingsHelp } from '../config/settings.ts';
 import { workerUrl } from '../config/worker-url.ts';
-import { runningPostgresUrl } from '../embedded/postgres.ts';
 import { HoldfastError } from '../errors.ts';
 import { createLogger } from '../operations/logger.ts';
 import type { Subcommand } from '../subcommand.ts';
@@ -14,11 +13,6 @@ import { startWorker } from './worker.ts';
 
 /** Apps that come with Holdfast, by name. */
 export type BuiltInApps = ReadonlyMap<string, () => Promise<LoadedApp>>;
-
-/** The ledger's database, also where another process runs it in the data directory. */
-async function databaseUrl(config: Config): Promise<string | undefined> {
-  return config.ledger.databaseUrl?.reveal() ?? (await runningPostgresUrl(join(config.dataDir, 'postgres')));
-}
 
 export function workerCommand(builtIn: BuiltInApps): Subcommand {
   const names = [...builtIn.keys()];
@@ -41,7 +35,7 @@ ${settingsHelp()}
       const { http, drainMs } = config.worker;
       const worker = await startWorker(app, {
         kv: workerUrl(config),
-        database: await databaseUrl(config),
+        database: await ledgerDatabaseUrl(config),
         module,
         http: http === 'off' ? undefined : formatAddress(http),
         drainMs,
