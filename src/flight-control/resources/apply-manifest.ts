@@ -1,13 +1,12 @@
 /**
  * A manifest from its text to the database. First all of it is read and judged, document by document, so that every problem
- * is listed and nothing of a refused file is written; then it is read again and written in one transaction. Neither pass
- * holds more than some hundreds of documents.
+ * is listed and nothing of a refused file is written; then it is written in one transaction. The documents of a large file
+ * are not kept in between but read again, so that there are never more than some hundreds of them.
  */
 import type pg from 'pg';
-import { messageOf } from '../../errors.ts';
 import { inPooledTransaction } from '../../ledger/in-transaction.ts';
 import { field, isObject, type JsonObject, type JsonValue } from '../manifest/json-value.ts';
-import { readManifest } from '../manifest/read-manifest.ts';
+import { type ManifestDocument, readManifest } from '../manifest/read-manifest.ts';
 import { formatProblem } from '../validation/problems.ts';
 import { validateResource } from '../validation/validate-resource.ts';
 import { UNSTORED_KINDS } from './kinds.ts';
@@ -24,6 +23,7 @@ export interface ApplyOptions {
 }
 
 const CHUNK = 500;
+const KEPT_LENGTH_MAX = 16 * 1024 * 1024;
 const ATTEMPTS_MAX = 3;
 const DEADLOCK = '40P01';
 
@@ -36,14 +36,16 @@ export async function applyManifest(
   text: string,
   options: ApplyOptions,
 ): Promise<readonly string[]> {
-  const problems = judgeManifest(file, text, options.remarked);
+  const documents: Iterable<ManifestDocument> =
+    text.length > KEPT_LENGTH_MAX ? { [Symbol.iterator]: () => readManifest(text) } : [...readManifest(text)];
+  const problems = judgeManifest(file, documents, options.remarked);
   if (problems.length > 0) return problems;
   for (let attempt = 1; ; attempt += 1) {
     const conflicts: string[] = [];
     const outcomes: [string, Outcome][] = [];
     try {
       await inPooledTransaction(pool, async (client) => {
-        for (const chunk of chunksOf(text)) {
+        for (const chunk of chunksOf(documents)) {
           const written = await writeResources(client, options.org, options.actor, chunk);
           for (const [at, one] of written.entries()) {
             const { kind, name, number } = chunk[at]!;
@@ -70,25 +72,25 @@ function isContention(error: unknown): boolean {
 }
 
 /** All that is wrong with it, and remarks on what is odd. */
-export function judgeManifest(file: string, text: string, remarked: (line: string) => void): string[] {
+function judgeManifest(
+  file: string,
+  documents: Iterable<ManifestDocument>,
+  remarked: (line: string) => void,
+): string[] {
   const problems: string[] = [];
-  try {
-    for (const { number, value, problem } of readManifest(text)) {
-      const place = `${file}:${number}`;
-      if (problem !== undefined) {
-        problems.push(formatProblem(place, { field: 'document', reason: problem, value: undefined }));
-        continue;
-      }
-      const findings = validateResource(value!);
-      problems.push(...findings.problems.map((one) => formatProblem(place, one)));
-      for (const one of findings.warnings) remarked(`warning: ${formatProblem(place, one)}`);
-      const kind = field(value!, 'kind');
-      if (findings.problems.length === 0 && isUnstored(kind)) {
-        remarked(`${place}: ${kind}/${nameOf(value!)} is not stored: Holdfast does nothing with this kind`);
-      }
+  for (const { number, value, problem } of documents) {
+    const place = `${file}:${number}`;
+    if (problem !== undefined) {
+      problems.push(formatProblem(place, { field: 'document', reason: problem, value: undefined }));
+      continue;
     }
-  } catch (error) {
-    problems.push(formatProblem(file, { field: 'document', reason: messageOf(error), value: undefined }));
+    const findings = validateResource(value!);
+    problems.push(...findings.problems.map((one) => formatProblem(place, one)));
+    for (const one of findings.warnings) remarked(`warning: ${formatProblem(place, one)}`);
+    const kind = field(value!, 'kind');
+    if (findings.problems.length === 0 && isUnstored(kind)) {
+      remarked(`${place}: ${kind}/${nameOf(value!)} is not stored: Holdfast does nothing with this kind`);
+    }
   }
   return problems;
 }
@@ -106,9 +108,9 @@ interface Numbered extends Wanted {
 }
 
 /** A resource that a file names twice is written twice, in its order. */
-function* chunksOf(text: string): Generator<Numbered[]> {
+function* chunksOf(documents: Iterable<ManifestDocument>): Generator<Numbered[]> {
   let chunk = new Map<string, Numbered>();
-  for (const { number, value } of readManifest(text)) {
+  for (const { number, value } of documents) {
     if (!isObject(value)) continue;
     const kind = field(value, 'kind') as string;
     if (isUnstored(kind)) continue;
