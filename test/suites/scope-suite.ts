@@ -91,7 +91,7 @@ const REASONS: readonly (readonly [detail: RegExp, reason: string])[] = [
   [/NOPERM only DEBUG OBJECT/, 'DEBUG is for operators'],
   [/inside MULTI is not possible/, 'has no place inside MULTI through Holdfast or in a scope'],
   [
-    /ERR no such key|can't read|\[s 0 tracking_total_keys\]|key "?(db\d|calls|expired|keyspace|tracking_total)|used_memory|total_error_replies|errorstat_|rejected_calls|evicted_keys|lazyfree/,
+    /ERR no such key|can't read|\[s 0 tracking_total_keys\]|key "?(db\d|calls|expired|keyspace|tracking_total)|used_memory|total_error_replies|errorr?stat|rejected_calls|evicted_keys|lazyfree/,
     'INFO in a scope has no figures of the whole server',
   ],
   [
