@@ -69,8 +69,13 @@ export interface Exchange {
    * connection, whose bytes can still land; undefined where the request was never sent.
    */
   onLost(recover: (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>): void;
-  /** Queued, but never executed: DISCARD, EXECABORT, a null EXEC (WATCH), a refused queueing or a closed session. */
+  /** Never executed: queued, then DISCARD, EXECABORT, a null EXEC (WATCH) or a refused queueing; or the session ended before it was sent. */
   onDiscard(listener: () => void): void;
+  /**
+   * It may have been executed, and no reply will come: queued, and the connection broke under EXEC; or the session ended meanwhile.
+   * Otherwise `onLost` is told. `clientId` as there.
+   */
+  onDoubt(listener: (cause: HoldfastError, clientId: number | undefined) => void): void;
   /**
    * Sends a request once more (this one's current `args` by default) on a connection fit for this session and command,
    * and gives the raw reply. Only inside `onReply` and `onLost`. Rejects with `KVDOWN` when there is no upstream

@@ -1,13 +1,22 @@
 /**
  * What clients will to reshape, committed before the command goes out and settled by its reply. While an intention of
  * kind `end` is open no look takes the stream's state for a loss; entries of an open `delete` are not brought back.
+ *
+ * It says only what may have happened. An opening whose answer was lost is cancelled by its owner, as often as that takes.
  */
+import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import { batched } from '../async/batcher.ts';
 import { bigintArray, byteaArray } from './encoding/binary-array.ts';
 import { ENTRY_ID_LENGTH, ENTRY_ID_ZERO, maxEntryId } from './encoding/entry-id.ts';
 import { ownerIsGone } from './owner-lock.ts';
 import { retryContention } from './retry-contention.ts';
+import { isRetryable, isUnknownOutcome } from './sqlstate.ts';
+
+/** A statement is ended by Postgres before (`statement_timeout`). */
+const UNHEARD_MS_MAX = 15_000;
+const UNHEARD_RETRY_MS = 250;
 
 export interface EndIntention {
   readonly intentionId: number;
@@ -19,6 +28,20 @@ export interface Move {
   readonly streamId: number;
   readonly database: number;
   readonly name: Buffer;
+}
+
+/** The server under which a command is sent. */
+export interface SentUnder {
+  readonly runId: string;
+  readonly replicationId: string;
+}
+
+/** What is common to the intentions of one command. */
+export interface Opening {
+  readonly command: string;
+  /** Whether it can end a stream: only then may its absence come of it. */
+  readonly ends: boolean;
+  readonly sent: SentUnder;
 }
 
 /** The connection on which a command was lost, and the run of the KV store that gave it its ID. */
@@ -33,6 +56,9 @@ export interface AbandonedIntention extends EndIntention {
   /** Of an intention to move streams: what it has in common with the others of the same command. */
   readonly changeId: number | undefined;
   readonly connection: LostConnection | undefined;
+  readonly ends: boolean;
+  /** `undefined` for one of an older program. */
+  readonly sent: SentUnder | undefined;
 }
 
 /** Opened, or nothing is: that stream is in trouble, or another command is about to end or move it. */
@@ -41,6 +67,7 @@ export type OpenedEnds = readonly EndIntention[] | { readonly busy: number };
 interface DeleteCall {
   readonly streamId: number;
   readonly ids: Buffer;
+  readonly sent: SentUnder;
 }
 
 interface SettleCall {
@@ -84,18 +111,18 @@ export class IntentionStore {
    * Opens the intention to end the incarnation of streams, part by part: nothing may be done before all are open, and where they
    * cannot be, those that are are cancelled.
    */
-  async openEnd(which: Ending, command: string): Promise<OpenedEnds> {
+  async openEnd(which: Ending, opening: Opening): Promise<OpenedEnds> {
     const intentions: EndIntention[] = [];
     try {
       for (let streams = await this.#chosen(which, 0); streams.length > 0; ) {
         for (let from = 0; from < streams.length; from += STREAMS_PER_PART) {
-          const opened = await this.#opened('holdfast.open_end($1::bigint[], $2, $3)', [
+          const opened = await this.#opened(opening, 'holdfast.open_end($1::bigint[], $2, $3)', [
             bigintArray(streams.slice(from, from + STREAMS_PER_PART)),
-            command,
+            opening.command,
             this.#owner,
           ]);
           if ('busy' in opened) {
-            await this.cancel(intentions);
+            await this.cancelSurely(intentions);
             return opened;
           }
           intentions.push(...opened);
@@ -105,8 +132,7 @@ export class IntentionStore {
       }
       return intentions;
     } catch (thrown) {
-      // Where that fails as well the leader judges them.
-      await this.cancel(intentions).catch(() => undefined);
+      await this.cancelSurely(intentions);
       throw thrown;
     }
   }
@@ -134,31 +160,80 @@ export class IntentionStore {
   }
 
   /** Opens the intention to move a stream, and to end the one whose place it takes. */
-  openMove({ streamId, database, name }: Move, command: string): Promise<OpenedEnds> {
-    return this.#opened('holdfast.open_moves(ARRAY[$1::bigint], ARRAY[$2::integer], ARRAY[$3::bytea], $4, $5)', [
-      streamId,
-      database,
-      name,
-      command,
-      this.#owner,
-    ]);
+  openMove({ streamId, database, name }: Move, opening: Opening): Promise<OpenedEnds> {
+    return this.#opened(
+      opening,
+      'holdfast.open_moves(ARRAY[$1::bigint], ARRAY[$2::integer], ARRAY[$3::bytea], $4, $5)',
+      [streamId, database, name, opening.command, this.#owner],
+    );
   }
 
   /** Opens the intention that the streams of two databases change places. */
-  openSwap(first: number, second: number, command: string): Promise<OpenedEnds> {
-    return this.#opened('holdfast.open_swap($1, $2, $3, $4)', [first, second, command, this.#owner]);
+  openSwap(first: number, second: number, opening: Opening): Promise<OpenedEnds> {
+    return this.#opened(opening, 'holdfast.open_swap($1, $2, $3, $4)', [first, second, opening.command, this.#owner]);
   }
 
-  async #opened(call: string, values: readonly unknown[]): Promise<OpenedEnds> {
+  async #opened({ ends, sent }: Opening, call: string, values: readonly unknown[]): Promise<OpenedEnds> {
+    const token = randomUUID();
+    const from = values.length;
     const { rows } = await retryContention(() =>
       this.#pool.query<{ intention_id: string | null; stream_id: string }>(
-        `SELECT intention_id, stream_id FROM ${call}`,
-        [...values],
+        `SELECT opened.intention_id, opened.stream_id
+           FROM (SELECT array_agg(intention_id) AS ids, array_agg(stream_id) AS streams FROM ${call}) AS made,
+                LATERAL holdfast.describe_intentions(ids, $${from + 1}, $${from + 2}, $${from + 3}, $${from + 4}) AS described,
+                LATERAL unnest(ids, streams) AS opened (intention_id, stream_id)`,
+        [...values, ends, sent.runId, sent.replicationId, token],
       ),
-    );
+    ).catch((thrown: unknown) => this.#unheard(token, thrown));
     const busy = rows.find((row) => row.intention_id === null);
     if (busy !== undefined) return { busy: Number(busy.stream_id) };
     return rows.map((row) => ({ intentionId: Number(row.intention_id), streamId: Number(row.stream_id) }));
+  }
+
+  /** The opening failed. Where it may have been committed all the same, it is cancelled as soon as nothing can commit it any more. */
+  #unheard(token: string, thrown: unknown): never {
+    if (isUnknownOutcome(thrown)) void this.#withdraw(token);
+    throw thrown;
+  }
+
+  /** A statement whose connection broke can commit for as long as it may run. Never rejects. */
+  async #withdraw(token: string): Promise<void> {
+    let certain = false;
+    for (const until = Date.now() + UNHEARD_MS_MAX; !certain && !this.#pool.ending; ) {
+      certain = Date.now() > until;
+      try {
+        const { rowCount } = await this.#pool.query('DELETE FROM holdfast.intention WHERE opening = $1', [token]);
+        if (rowCount !== 0) return;
+      } catch {
+        certain = false;
+      }
+      await delay(UNHEARD_RETRY_MS, undefined, { ref: false });
+    }
+  }
+
+  /** They were certainly not carried out: cancelled now, or by and by where Postgres does not answer. Never rejects. */
+  async cancelSurely(intentions: readonly EndIntention[]): Promise<void> {
+    if (intentions.length === 0) return;
+    await this.#surely(() => this.cancel(intentions));
+  }
+
+  /** The same of an intention to delete entries. */
+  async cancelDeleteSurely(intentionId: number): Promise<void> {
+    await this.#surely(() => this.settleDelete({ intentionId, deleted: false }));
+  }
+
+  async #surely(settle: () => Promise<unknown>): Promise<void> {
+    const attempt = (): Promise<boolean> =>
+      settle().then(
+        () => true,
+        (thrown: unknown) => !isRetryable(thrown),
+      );
+    if (await attempt()) return;
+    const goOn = async (): Promise<void> => {
+      do await delay(UNHEARD_RETRY_MS, undefined, { ref: false });
+      while (!this.#pool.ending && !(await attempt()));
+    };
+    void goOn();
   }
 
   /** They were not carried out. */
@@ -206,8 +281,12 @@ export class IntentionStore {
       change_id: string | null;
       kv_client_id: string | null;
       kv_run_id: string | null;
+      ends: boolean;
+      sent_run_id: string | null;
+      sent_replication_id: string | null;
     }>(
-      `SELECT intention_id, stream_id, kind, ids, change_id, kv_client_id, kv_run_id FROM holdfast.intention
+      `SELECT intention_id, stream_id, kind, ids, change_id, kv_client_id, kv_run_id, ends, sent_run_id, sent_replication_id
+         FROM holdfast.intention
         WHERE doubted OR opened_at < clock_timestamp() - interval '60 seconds'
            OR (opened_at < clock_timestamp() - interval '5 seconds' AND ${ownerIsGone('owner')})
         ORDER BY intention_id LIMIT 100`,
@@ -221,6 +300,11 @@ export class IntentionStore {
         row.kv_client_id === null || row.kv_run_id === null
           ? undefined
           : { clientId: Number(row.kv_client_id), runId: row.kv_run_id },
+      ends: row.ends,
+      sent:
+        row.sent_run_id === null || row.sent_replication_id === null
+          ? undefined
+          : { runId: row.sent_run_id, replicationId: row.sent_replication_id },
     }));
   }
 
@@ -239,17 +323,32 @@ export class IntentionStore {
     ]);
   }
 
+  /** Of an intention to delete entries, these were deleted and the others were not. */
+  async settleDeleteInPart(intentionId: number, deleted: readonly Buffer[]): Promise<void> {
+    await this.#pool.query(
+      `WITH settled AS (DELETE FROM holdfast.intention WHERE intention_id = $1 RETURNING stream_id)
+       INSERT INTO holdfast.deletion (stream_id, id)
+       SELECT stream_id, id FROM settled, unnest($2::bytea[]) AS given (id)
+       ON CONFLICT DO NOTHING`,
+      [intentionId, byteaArray(deleted)],
+    );
+  }
+
   async #openDeletes(calls: readonly DeleteCall[]): Promise<readonly DeleteState[]> {
-    const { rows } = await this.#pool.query<DeleteRow>(
+    const token = randomUUID();
+    // Of one moment: those who call at once are under one server, or the older one's IDs prove nothing.
+    const { sent } = calls[0]!;
+    const query = this.#pool.query<DeleteRow>(
       `WITH given AS (
          SELECT * FROM unnest($1::bigint[], $2::bytea[], $4::bytea[]) WITH ORDINALITY
            AS given (stream_id, ids, greatest_id, position)
        ), numbered AS (
          SELECT nextval(pg_get_serial_sequence('holdfast.intention', 'intention_id')) AS intention_id, given.* FROM given
        ), opened AS (
-         INSERT INTO holdfast.intention (intention_id, stream_id, kind, command, ids, owner)
+         INSERT INTO holdfast.intention (intention_id, stream_id, kind, command, ids, owner, ends, sent_run_id, sent_replication_id,
+                                         opening)
          OVERRIDING SYSTEM VALUE
-         SELECT intention_id, stream_id, 'delete', 'xdel', ids, $3 FROM numbered
+         SELECT intention_id, stream_id, 'delete', 'xdel', ids, $3, false, $5, $6, $7 FROM numbered
        )
        SELECT intention_id, epoch,
               CASE mode
@@ -264,8 +363,12 @@ export class IntentionStore {
         byteaArray(calls.map(({ ids }) => ids)),
         this.#owner,
         byteaArray(calls.map(({ ids }) => greatestOf(ids))),
+        sent.runId,
+        sent.replicationId,
+        token,
       ],
     );
+    const { rows } = await query.catch((thrown: unknown) => this.#unheard(token, thrown));
     return rows.map(deleteState);
   }
 

@@ -21,6 +21,7 @@ import { explainKvFailure, isKvAway, type KvAddress } from '../control-redis.ts'
 import { HoldfastError, messageOf } from '../errors.ts';
 import { encodeFields } from '../ledger/encoding/entry-fields.ts';
 import { explainLedgerFailure } from '../ledger/explain-failure.ts';
+import type { SentUnder } from '../ledger/intention-store.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
@@ -355,6 +356,16 @@ export class Recovery {
       this.#enteringOutage.set(streamId, entering);
     }
     await entering;
+  }
+
+  /** The server that was compared last: a command that is sent now is, as far as known, sent to it. */
+  get sentUnder(): SentUnder {
+    return { runId: this.#identity?.runId ?? '', replicationId: this.#identity?.replicationId ?? '' };
+  }
+
+  /** Whether nothing has the stream's name in the KV store. Rejects with KVDOWN. */
+  async isMissing({ database, name }: Stream): Promise<boolean> {
+    return (await (await this.#connect()).command(database, ['EXISTS', name])) === 0;
   }
 
   /** Whether the KV store has this very entry now. Rejects with KVDOWN. */

@@ -35,7 +35,9 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
   async function open(exchange: Exchange, stream: Stream, ids: Buffer): Promise<DeleteState> {
     for (;;) {
       await holdUntilOpen(context, exchange, stream);
-      const state = await ledger.intentions.openDelete({ streamId: stream.streamId, ids }).catch(unavailable);
+      const state = await ledger.intentions
+        .openDelete({ streamId: stream.streamId, ids, sent: recovery.sentUnder })
+        .catch(unavailable);
       if (state.normal) return state;
       // This process had not heard yet that the stream is in trouble, or the ledger alone has the entry.
       await ledger.intentions.settleDelete({ intentionId: state.intentionId, deleted: false }).catch(unavailable);
@@ -46,13 +48,27 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
 
   async function settled(exchange: Exchange, stream: Stream, opened: DeleteState, reply: Buffer): Promise<Buffer> {
     const deleted = reply[0] === COLON;
+    if (!deleted) {
+      await refused(stream, opened);
+      return reply;
+    }
     const now = await ledger.intentions.settleDelete({ intentionId: opened.intentionId, deleted }).catch(unavailable);
     // A restore began in between and may have read the entry before it heard of the intention.
-    if (!deleted || (now.normal && now.epoch === opened.epoch) || exchange.queued) return reply;
+    if ((now.normal && now.epoch === opened.epoch) || exchange.queued) return reply;
     await ledger.streams.refresh(stream.streamId).catch(unavailable);
     await holdUntilOpen(context, exchange, stream);
     await exchange.resend();
     return reply;
+  }
+
+  /** Nothing was deleted. What a restore has left out for it in between comes back. */
+  async function refused(stream: Stream, { intentionId, epoch }: DeleteState): Promise<void> {
+    await ledger.intentions.cancelDeleteSurely(intentionId);
+    await ledger.streams.refresh(stream.streamId).catch(unavailable);
+    if (stream.ended || stream.epoch === epoch) return;
+    await recovery
+      .proved(stream, stream.epoch, 'entries were left out for a deletion that was refused', context.holdMs)
+      .catch(unavailable);
   }
 
   function remove(exchange: Exchange, stream: Stream): void | Promise<void> {
@@ -66,10 +82,13 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
     };
     exchange.onReply((reply) => (opened === undefined ? reply : settled(exchange, stream, opened, reply)));
     exchange.onDiscard(() => {
+      if (opened !== undefined) void ledger.intentions.cancelDeleteSurely(opened.intentionId);
+    });
+    exchange.onDoubt((cause, clientId) => {
       if (opened === undefined) return;
-      ledger.intentions
-        .settleDelete({ intentionId: opened.intentionId, deleted: false })
-        .catch((thrown: unknown) => ledger.postgres.failed(thrown));
+      const { streamId } = stream;
+      const connection = clientId === undefined ? undefined : { clientId, runId: recovery.runId };
+      recovery.changes.leaveToLeader([{ intentionId: opened.intentionId, streamId }], cause, connection);
     });
     if (exchange.queued) {
       beforeExec(exchange, begin);

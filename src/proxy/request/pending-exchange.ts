@@ -72,6 +72,7 @@ export class PendingExchange implements Exchange, OwedReply {
   /** Transforms registered before the interceptor that is being called. */
   private boundary = 0;
   private current: Interceptor | undefined;
+  private readonly doubts: ((cause: HoldfastError, clientId: number | undefined) => void)[] = [];
   private readonly discards: (() => void)[] = [];
   /** Whether the KV store has queued it; `undefined` before it has answered. */
   private queuedThere: boolean | undefined;
@@ -158,9 +159,25 @@ export class PendingExchange implements Exchange, OwedReply {
     this.last = transform;
   }
 
+  onDoubt(listener: (cause: HoldfastError, clientId: number | undefined) => void): void {
+    this.doubts.push(listener);
+  }
+
   discard(): void {
     this.noteQueued(false);
+    this.doubts.length = 0;
     for (const listener of this.discards.splice(0)) listener();
+  }
+
+  /** No reply will come. Without a `clientId` it was never sent. */
+  private givenUp(cause: HoldfastError, clientId: number | undefined): void {
+    if (clientId === undefined) {
+      this.discard();
+      return;
+    }
+    this.noteQueued(false);
+    this.discards.length = 0;
+    for (const listener of this.doubts.splice(0)) listener(cause, clientId);
   }
 
   reply(frame: Buffer): void {
@@ -201,8 +218,10 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   lost(cause: HoldfastError, clientId?: number): void {
-    for (const member of this.transaction) member.discard();
-    if (this.host.leaving || this.queued) this.discard();
+    for (const member of this.transaction) member.givenUp(cause, clientId);
+    // What waits in a transaction is executed by EXEC, not by its own request.
+    if (this.queued) this.discard();
+    else if (this.host.leaving) this.givenUp(cause, clientId);
     if (!this.host.leaving) this.recover(cause, clientId);
     this.host.replyDone();
   }

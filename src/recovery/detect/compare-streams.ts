@@ -6,7 +6,7 @@ import { readSnapshot, type ServerIdentity } from '../kv/snapshot.ts';
 import type { Looked } from '../reconcile/checkpoint.ts';
 import type { LargeStreams } from './large-streams.ts';
 import { missingEntry } from './missing-newest.ts';
-import { compare, type KnownStream } from './verdict.ts';
+import { compare, EXPIRED, type KnownStream } from './verdict.ts';
 
 export interface Comparison {
   readonly ledger: Ledger;
@@ -61,7 +61,7 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
       large.read(stream.streamId, actual);
       // Of one that is about to end or move nothing can be concluded, nor saved.
       if (stream.mode === 'restoring' || stream.ending) continue;
-      let verdict = compare(stream, actual, Date.now());
+      let verdict = compare(stream, actual, snapshot.nowMs);
       if (context.isAnother && verdict.kind === 'same' && typeof actual !== 'string') {
         const missing = await missingEntry(ledger, connection, stream);
         if (missing !== undefined) verdict = { kind: 'lost', cause: 'a committed entry is gone' };
@@ -69,9 +69,15 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
       if (verdict.kind === 'lost') {
         await context.lost(stream, verdict.cause);
       } else if (verdict.kind === 'ended') {
-        await ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, verdict.cause]);
+        await endOf(ledger, stream, verdict.cause);
       } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
     }
   }
   return { looked, deferred };
+}
+
+/** Over by its time to live, or because a client put another key there. */
+async function endOf(ledger: Ledger, { streamId, expiresAtMs }: KnownStream, cause: string): Promise<void> {
+  if (cause === EXPIRED) await ledger.pool.query('SELECT holdfast.expire_stream($1, $2)', [streamId, expiresAtMs]);
+  else await ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [streamId, cause]);
 }

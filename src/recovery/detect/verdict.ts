@@ -4,7 +4,7 @@
  * it. A shorter stream, a higher first ID or an evicted witness are none.
  */
 import { minEntryId } from '../../ledger/encoding/entry-id.ts';
-import type { StreamState } from '../kv/snapshot.ts';
+import type { StreamSnapshot, StreamState } from '../kv/snapshot.ts';
 
 export interface KnownGroup {
   readonly groupId: number;
@@ -48,22 +48,23 @@ export type Verdict =
   | { readonly kind: 'ended'; readonly cause: string };
 
 const SAME: Verdict = { kind: 'same' };
+export const EXPIRED = 'expired';
 export const REPLACED = 'the key holds another type';
 
 function lost(cause: string): Verdict {
   return { kind: 'lost', cause };
 }
 
-/** `nowMs` by the KV store's or this process's clock: only for whether a time to live has passed. */
+/** `nowMs` by the KV store's own clock, for whether a time to live has passed: no sidecar's clock decides that. */
 export function compare(known: KnownStream, actual: StreamState, nowMs: number): Verdict {
   if (actual === 'other') return { kind: 'ended', cause: REPLACED };
   const expired = known.expiresAtMs !== undefined && known.expiresAtMs <= nowMs;
   if (actual === 'missing') {
     if (!known.present) return SAME;
-    return expired ? { kind: 'ended', cause: 'expired' } : lost('the stream is gone');
+    return expired ? { kind: 'ended', cause: EXPIRED } : lost('the stream is gone');
   }
   if (actual.lastId.compare(known.windowId ?? known.lastId) < 0) {
-    return expired ? { kind: 'ended', cause: 'expired' } : lost('its last ID went back');
+    return expired ? { kind: 'ended', cause: EXPIRED } : lost('its last ID went back');
   }
   if (actual.entriesAdded < known.added) return lost('it counts fewer entries than were committed');
   // All that was added up to the last known ID is gone, and what came since is more than was counted since.
@@ -77,11 +78,17 @@ export function compare(known: KnownStream, actual: StreamState, nowMs: number):
   }
   const deletedId = known.windowId === undefined ? known.maxDeletedId : minEntryId(known.maxDeletedId, known.windowId);
   if (actual.maxDeletedId.compare(deletedId) < 0) return lost('its greatest deleted ID went back');
+  const cause = lostGroup(known, actual);
+  return cause === undefined ? SAME : lost(cause);
+}
+
+/** What a group of the stream has lost. */
+export function lostGroup(known: KnownStream, actual: StreamSnapshot): string | undefined {
   for (const group of known.groups.values()) {
     if (group.changing) continue;
     const found = actual.groups.get(group.name.toString('latin1'));
-    if (found === undefined) return lost('a consumer group is gone');
-    if (found.lastDeliveredId.compare(group.lastDeliveredId) < 0) return lost('a consumer group went back');
+    if (found === undefined) return 'a consumer group is gone';
+    if (found.lastDeliveredId.compare(group.lastDeliveredId) < 0) return 'a consumer group went back';
   }
-  return SAME;
+  return undefined;
 }

@@ -41,6 +41,8 @@ export interface KvSnapshot {
   readonly runId: string;
   readonly replicationId: string;
   readonly role: string;
+  /** By the KV store's clock, Unix milliseconds. */
+  readonly nowMs: number;
   /** Of the first streams that were asked about, at least of one. `present`: a stream of which only that was asked. */
   readonly streams: readonly (StreamState | 'present')[];
 }
@@ -67,7 +69,7 @@ const GROUP_BYTES = 64;
  */
 const SNAPSHOT = `
 redis.call('SELECT', 0)
-local answer = { redis.pcall('GET', KEYS[1]), redis.call('INFO', 'server'), redis.call('INFO', 'replication') }
+local answer = { redis.pcall('GET', KEYS[1]), redis.call('INFO', 'server'), redis.call('INFO', 'replication'), redis.call('TIME') }
 local function fields(reply)
   local named = {}
   for at = 1, #reply, 2 do named[reply[at]] = reply[at + 1] end
@@ -146,7 +148,7 @@ export async function readSnapshot(
   connection: KvConnection,
   requests: readonly SnapshotRequest[],
 ): Promise<KvSnapshot> {
-  const [witness, server, replication, ...streams] = (await connection.command(0, [
+  const [witness, server, replication, time, ...streams] = (await connection.command(0, [
     'EVAL_RO',
     SNAPSHOT,
     requests.length + 1,
@@ -161,8 +163,15 @@ export async function readSnapshot(
     runId: parseServerIdentity(String(server)).runId,
     replicationId,
     role,
+    nowMs: kvTimeMs(time!),
     streams: streams.map(streamState),
   };
+}
+
+/** TIME's reply as Unix milliseconds. */
+export function kvTimeMs(reply: KvReply): number {
+  const [seconds, microseconds] = reply as [Buffer, Buffer];
+  return Number(seconds) * 1000 + Math.floor(Number(microseconds) / 1000);
 }
 
 function streamState(reply: KvReply): StreamState | 'present' {

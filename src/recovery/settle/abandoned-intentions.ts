@@ -5,12 +5,21 @@
 import type pg from 'pg';
 import { boundedPage } from '../../ledger/bounded-page.ts';
 import { ENTRY_ID_LENGTH } from '../../ledger/encoding/entry-id.ts';
-import type { AbandonedIntention } from '../../ledger/intention-store.ts';
+import type { AbandonedIntention, SentUnder } from '../../ledger/intention-store.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
+import type { Stream } from '../../ledger/stream-registry.ts';
+import { readKnownStreams } from '../detect/known-streams.ts';
+import { compare } from '../detect/verdict.ts';
 import type { KvConnection } from '../kv/connection.ts';
 import { presentEntries } from '../kv/entries.ts';
 import { closeConnections } from '../kv/kill-connections.ts';
-import { readStream, type StreamState } from '../kv/snapshot.ts';
+import {
+  parseServerIdentity,
+  readSnapshot,
+  readStream,
+  type ServerIdentity,
+  type StreamState,
+} from '../kv/snapshot.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
 
 /** So many of a stream's newest entries tell where it is. */
@@ -23,39 +32,69 @@ interface Place {
 
 /** Rejects with KVDOWN, or with Postgres's errors. */
 export async function settleAbandoned(ledger: Ledger, connection: KvConnection): Promise<void> {
-  const { intentions, streams } = ledger;
-  const abandoned = await intentions.abandoned();
+  const abandoned = await ledger.intentions.abandoned();
+  if (abandoned.length === 0) return;
   await closeConnections(
     connection,
     abandoned.flatMap((intention) => (intention.connection === undefined ? [] : [intention.connection])),
   );
+  const now = parseServerIdentity(String(await connection.command(0, ['INFO'])));
   const changes = new Map<number, AbandonedIntention[]>();
   for (const intention of abandoned) {
-    if (intention.changeId !== undefined) {
-      const change = changes.get(intention.changeId);
-      if (change === undefined) changes.set(intention.changeId, [intention]);
-      else change.push(intention);
+    if (intention.changeId === undefined) {
+      await settleOne(ledger, connection, intention, isUnder(now, intention.sent));
       continue;
     }
-    const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
-    if (stream === undefined || stream.ended) {
-      await intentions.cancel([intention]);
-      continue;
-    }
-    if (intention.ids === undefined) {
-      if (typeof (await readStream(connection, stream)) === 'string') await endStreams(ledger, connection, [intention]);
-      else await intentions.cancel([intention]);
-      continue;
-    }
-    const first = intention.ids.subarray(0, ENTRY_ID_LENGTH);
-    const found = await presentEntries(connection, stream, [first]);
-    await intentions.settleDelete({ intentionId: intention.intentionId, deleted: found.size === 0 });
+    const change = changes.get(intention.changeId);
+    if (change === undefined) changes.set(intention.changeId, [intention]);
+    else change.push(intention);
   }
   for (const [changeId, change] of changes) {
-    if (await hasMoved(ledger.pool, connection, changeId)) await moveStreams(ledger, connection, change);
+    const proves = change.every(({ sent }) => isUnder(now, sent));
+    if (proves && (await hasMoved(ledger.pool, connection, changeId))) await moveStreams(ledger, connection, change);
     // Not carried out, or the KV store has lost both places: then it is restored where it was, which nobody was told otherwise.
-    else await intentions.cancelChange(changeId);
+    else await ledger.intentions.cancelChange(changeId);
   }
+}
+
+/** Whether the KV store is still the one to which it was sent: only then does what is missing prove that it was executed. */
+function isUnder(now: ServerIdentity, sent: SentUnder | undefined): boolean {
+  return sent !== undefined && sent.runId === now.runId && sent.replicationId === now.replicationId;
+}
+
+async function settleOne(
+  ledger: Ledger,
+  connection: KvConnection,
+  intention: AbandonedIntention,
+  proves: boolean,
+): Promise<void> {
+  const { intentions, streams } = ledger;
+  const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
+  if (intention.ids !== undefined && stream !== undefined && !stream.ended) {
+    await intentions.settleDeleteInPart(
+      intention.intentionId,
+      proves ? await deletedOf(ledger, connection, stream, intention.ids) : [],
+    );
+    return;
+  }
+  const mayHaveEnded = proves && intention.ends && stream !== undefined && !stream.ended;
+  if (mayHaveEnded && typeof (await readStream(connection, stream)) === 'string') {
+    await endStreams(ledger, connection, [intention]);
+  } else await intentions.cancel([intention]);
+}
+
+/** Each entry by itself; nothing of a stream that has lost entries, where what is missing may be among these. */
+async function deletedOf(ledger: Ledger, connection: KvConnection, stream: Stream, ids: Buffer): Promise<Buffer[]> {
+  const [known] = await readKnownStreams(ledger.pool, [stream.streamId]);
+  if (known === undefined || known.mode === 'restoring') return [];
+  const { streams, nowMs } = await readSnapshot(connection, [stream]);
+  const actual = streams[0] as StreamState;
+  if (typeof actual === 'string' || compare(known, actual, nowMs).kind !== 'same') return [];
+  const named = Array.from({ length: ids.length / ENTRY_ID_LENGTH }, (_, at) =>
+    ids.subarray(at * ENTRY_ID_LENGTH, (at + 1) * ENTRY_ID_LENGTH),
+  );
+  const there = await presentEntries(connection, stream, named);
+  return named.filter((id) => !there.has(id.toString('latin1')));
 }
 
 /** Whether more of the streams stand where they were to go than where they were. */

@@ -9,11 +9,29 @@ import type { Ledger } from '../../ledger/ledger.ts';
 import { retryContention } from '../../ledger/retry-contention.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
 import { readKnownStreams } from '../detect/known-streams.ts';
+import { missingEntry } from '../detect/missing-newest.ts';
+import { compare, type KnownStream, lostGroup } from '../detect/verdict.ts';
 import type { KvConnection } from '../kv/connection.ts';
-import { readStream, type StreamState } from '../kv/snapshot.ts';
+import { kvTimeMs, readSnapshot, readStream, type StreamSnapshot, type StreamState } from '../kv/snapshot.ts';
 import { checkpointOf, floorOf } from '../reconcile/checkpoint.ts';
 import { missingEntries } from '../reconcile/uncounted-entries.ts';
-import { endStreams, moveStreams } from './end-streams.ts';
+import { endStreams, joinStreams, moveStreams } from './end-streams.ts';
+
+/** `lost`: what the ledger knows was not there, and nothing was written down. */
+export type TakenIn = 'taken' | 'lost';
+
+/** Of a time to live that a client gave: from `since` on (`performance.now()`), or Unix milliseconds. */
+export interface Deadline {
+  readonly ms: number;
+  readonly relative: boolean;
+  readonly since: number;
+}
+
+/** Whether it can have passed, by the KV store's own clock. */
+async function hasPassed(connection: KvConnection, { ms, relative, since }: Deadline): Promise<boolean> {
+  if (relative) return ms <= performance.now() - since;
+  return ms <= kvTimeMs(await connection.command(0, ['TIME']));
+}
 
 /** After that long the leader settles an intention anyway. */
 const DOUBT_MS_MAX = 60_000;
@@ -44,6 +62,15 @@ export class ClientChanges {
     await this.#ledger.streams.refresh(stream.streamId);
   }
 
+  /** Whether the KV store has a stream that the ledger knows, and nothing of it lost. Rejects with KVDOWN. */
+  async isWhole(stream: Stream): Promise<boolean> {
+    const connection = await this.#connect();
+    const [known] = await readKnownStreams(this.#ledger.pool, [stream.streamId]);
+    if (known === undefined) return true;
+    const { streams, nowMs } = await readSnapshot(connection, [stream]);
+    return compare(known, streams[0] as StreamState, nowMs).kind !== 'lost';
+  }
+
   /** After XTRIM: what is below the first entry now stays away. */
   async takeInFloor(stream: Stream): Promise<void> {
     const actual = await this.#actual(stream);
@@ -68,6 +95,20 @@ export class ClientChanges {
     await moveStreams(this.#ledger, await this.#connect().catch(() => undefined), intentions);
   }
 
+  /**
+   * The place that `source` took was that of `target`, which the KV store has lost: the two are one stream now. The caller has the target
+   * restored, which brings together what is there and what was lost.
+   */
+  async join(source: Stream, target: Stream, intentions: readonly EndIntention[]): Promise<void> {
+    await this.cancel(intentions);
+    await joinStreams(this.#ledger, source.streamId, target.streamId);
+  }
+
+  /** They were certainly not carried out. Never rejects. */
+  async cancelSurely(intentions: readonly EndIntention[]): Promise<void> {
+    await this.#ledger.intentions.cancelSurely(intentions);
+  }
+
   /** They were not carried out. */
   async cancel(intentions: readonly EndIntention[]): Promise<void> {
     await retryContention(() => this.#ledger.intentions.cancel(intentions));
@@ -75,11 +116,19 @@ export class ClientChanges {
 
   /**
    * After XSETID: the watermarks are what it made them. Where the IDs went back it is another stream: what the ledger knows of an ID
-   * says nothing of the entry that gets it now.
+   * says nothing of the entry that gets it now. A stream that has lost entries or groups before is none of that.
    */
-  async takeInWatermarks(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
-    const actual = await this.#actual(stream);
+  async takeInWatermarks(stream: Stream, intentions: readonly EndIntention[], counted: boolean): Promise<TakenIn> {
+    const connection = await this.#connect();
     const [known] = await readKnownStreams(this.#ledger.pool, [stream.streamId]);
+    const actual = await readStream(connection, stream);
+    if (
+      known !== undefined &&
+      (typeof actual === 'string' || (await this.#hasLost(connection, known, actual, counted)))
+    ) {
+      await this.cancel(intentions);
+      return 'lost';
+    }
     if (typeof actual === 'string') await this.cancel(intentions);
     else if (known !== undefined && actual.lastId.compare(known.lastId) < 0) {
       await this.endStreams(intentions);
@@ -88,20 +137,45 @@ export class ClientChanges {
       await retryContention(() => this.#ledger.intentions.settleXsetid(intentions, stream.streamId, actual));
       await this.#ledger.streams.refresh(stream.streamId);
     }
+    return 'taken';
   }
 
-  /** After EXPIRE or PERSIST: the time to live as it is now, or the end, where it was in the past. */
-  async takeInExpiry(stream: Stream, intentions: readonly EndIntention[]): Promise<void> {
-    const actual = await this.#actual(stream);
+  /** By what XSETID does not change; `counted`: it has changed the count of entries, too. */
+  async #hasLost(
+    connection: KvConnection,
+    known: KnownStream,
+    actual: StreamSnapshot,
+    counted: boolean,
+  ): Promise<boolean> {
+    if (lostGroup(known, actual) !== undefined || (!counted && actual.entriesAdded < known.added)) return true;
+    return (await missingEntry(this.#ledger, connection, known)) !== undefined;
+  }
+
+  /**
+   * After EXPIRE or PERSIST: the time to live as it is now. A stream that is not there has expired where that `deadline` can have passed, and
+   * was lost where it cannot.
+   */
+  async takeInExpiry(
+    stream: Stream,
+    intentions: readonly EndIntention[],
+    deadline: Deadline | undefined,
+  ): Promise<TakenIn> {
+    const connection = await this.#connect();
+    const actual = await readStream(connection, stream);
     if (typeof actual === 'string') {
+      if (deadline === undefined || !(await hasPassed(connection, deadline))) {
+        await this.cancel(intentions);
+        return 'lost';
+      }
       await this.endStreams(intentions);
-      return;
+      return 'taken';
     }
     await this.#ledger.pool.query('UPDATE holdfast.stream SET expires_at_ms = $2 WHERE stream_id = $1', [
       stream.streamId,
       actual.expiresAtMs ?? null,
     ]);
     await this.cancel(intentions);
+    return 'taken';
   }
 
   /** Takes note of why a change could not be written down. */

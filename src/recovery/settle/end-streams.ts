@@ -139,6 +139,27 @@ async function moveTogether(
   return over.map((row) => Number(row.stream_id));
 }
 
+/** All that the ledger has of `source` belongs to `target` now, which is in its place, and `source` is over. Rejects with Postgres's errors. */
+export async function joinStreams(ledger: Ledger, source: number, target: number): Promise<void> {
+  await retryContention(() =>
+    inPooledTransaction(ledger.pool, async (client) => {
+      for (const locked of [source, target].sort((a, b) => a - b)) {
+        await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [locked]);
+      }
+      const { rows } = await client.query<Successor>(
+        `SELECT stream_id, $2::bigint AS heir, '-infinity'::timestamptz AS since, database, name
+           FROM holdfast.stream WHERE stream_id = $1 AND ended_at IS NULL`,
+        [source, target],
+      );
+      const [joined] = rows;
+      if (joined === undefined) return;
+      await handOver(client, joined, await keptEntries(client, undefined, joined));
+      await client.query('SELECT holdfast.end_stream($1, $2)', [source, 'renamenx']);
+    }),
+  );
+  for (const streamId of [source, target]) await ledger.streams.refresh(streamId);
+}
+
 async function handOver(client: pg.PoolClient, { stream_id, heir, since }: Successor, ids: Buffer[]): Promise<void> {
   await client.query('SELECT holdfast.hand_over($1, $2, $3::bytea[], $4)', [stream_id, heir, byteaArray(ids), since]);
 }
