@@ -51,7 +51,7 @@ describe.each(kvKinds)('with %s', (kind) => {
 
   test('a part that finds a stream in trouble cancels those before it', async () => {
     const kv = await startKv(kind);
-    const { sidecar, client, direct } = await startAnew(kv.port, { ...NO_LOOKS, holdMs: 100 });
+    const { sidecar, client, direct } = await startAnew(kv.port, { ...NO_LOOKS, holdMs: 1000 });
     await makeStreams(sidecar, direct as never);
     const last = sidecar.ledger.streams.find(0, Buffer.from(`s${STREAMS}`))!;
     await sidecar.ledger.pool.query(`UPDATE holdfast.stream SET mode = 'restoring' WHERE stream_id = $1`, [

@@ -84,20 +84,26 @@ export function ledgerDelete(context: LedgerContext): Interceptor {
     exchange.onDiscard(() => {
       if (opened !== undefined) void ledger.intentions.cancelDeleteSurely(opened.intentionId);
     });
-    exchange.onDoubt((cause, clientId) => {
+    const doubt = (cause: unknown, clientId: number | undefined): void => {
       if (opened === undefined) return;
       const { streamId } = stream;
       const connection = clientId === undefined ? undefined : { clientId, runId: recovery.runId };
       recovery.changes.leaveToLeader([{ intentionId: opened.intentionId, streamId }], cause, connection);
-    });
+    };
+    exchange.onDoubt(doubt);
     if (exchange.queued) {
       beforeExec(exchange, begin);
       return;
     }
-    exchange.onLost(async () => {
+    exchange.onLost(async (_, clientId) => {
       // Doing it twice changes nothing; the intention stands meanwhile.
-      await holdUntilOpen(context, exchange, stream);
-      return settled(exchange, stream, opened!, await exchange.resend());
+      try {
+        await holdUntilOpen(context, exchange, stream);
+        return await settled(exchange, stream, opened!, await exchange.resend());
+      } catch (thrown) {
+        doubt(thrown, clientId);
+        throw thrown;
+      }
     });
     return begin();
   }
