@@ -18,6 +18,8 @@ function recordingLane() {
     rawBytes: () => undefined,
     laneClosed: (cause) => void told.push(`closed: ${cause.message}`),
     laneDrained: () => undefined,
+    readBegins: () => undefined,
+    readEnds: () => undefined,
     fault,
   };
   lane.owner = owner;

@@ -9,9 +9,10 @@ import { isInteger } from '../io/integer.ts';
 import type { Request } from '../request/request.ts';
 import type { Session } from '../session/session.ts';
 import { Hold, Pin } from '../session/session-state.ts';
+import { readHelloReply } from '../upstream/hello-reply.ts';
 import { ask, exclusively, LOST } from './ask.ts';
 import { answerClientKill, answerClientList, clientLine } from './client-list.ts';
-import { BAD_NAME, isClientName, rename } from './client-name.ts';
+import { BAD_NAME, isClientName, laneName, rename } from './client-name.ts';
 import { forward, onLane, sendSticky } from './forward.ts';
 import { auth, credentialsOf, greeting, hello, readHello, select } from './login.ts';
 
@@ -72,13 +73,18 @@ export function unknownSubcommand(args: readonly Buffer[]): Buffer {
  */
 function withConsent(session: Session, args: readonly (Buffer | string)[], reply: () => Buffer): void {
   if (session.scope !== undefined || session.admittedOffline) {
-    session.answer(reply());
+    const unheard = session.replyMode !== 'on';
+    session.inTurn(() => {
+      const answer = reply();
+      if (!unheard) session.write(answer);
+    });
     return;
   }
   const silent = session.replyMode !== 'on';
   onLane(session, 0, () => {
     session.sendIgnored(args, (judged) => {
-      if (!silent) session.write(judged === undefined ? LOST : judged[0] === MINUS ? judged : reply());
+      const answer = judged === undefined ? LOST : judged[0] === MINUS ? judged : reply();
+      if (!silent) session.write(answer);
     });
   });
 }
@@ -152,7 +158,7 @@ export function queuedSessionCommand(session: Session, request: Request): ((repl
           if (options.name !== undefined) session.name = options.name.toString('latin1');
           session.protocol = options.protocol ?? session.protocol;
         }
-        return greeting(session);
+        return greeting(session, readHelloReply(reply) ?? session.context.upstream.facts);
       };
     case 'auth':
       return (reply) => {
@@ -174,11 +180,10 @@ function setName(session: Session, request: Request): void {
     session.answer(encode.error(BAD_NAME));
     return;
   }
-  const silent = session.replyMode !== 'on';
   // In its turn: a CLIENT GETNAME before it is still to be answered with the name before.
-  session.inTurn(() => {
+  withConsent(session, ['CLIENT', 'SETNAME', laneName(session)], () => {
     rename(session, name);
-    if (!silent) session.output.write(encode.OK);
+    return encode.OK;
   });
 }
 
@@ -194,9 +199,11 @@ function setInfo(session: Session, request: Request): void {
     session.answer(encode.error(`ERR ${kind} cannot contain spaces, newlines or special characters.`));
     return;
   }
-  if (kind === 'lib-name') session.libraryName = value.toString('latin1');
-  else session.libraryVersion = value.toString('latin1');
-  session.answer(encode.OK);
+  withConsent(session, ['CLIENT', 'SETINFO', kind, ''], () => {
+    if (kind === 'lib-name') session.libraryName = value.toString('latin1');
+    else session.libraryVersion = value.toString('latin1');
+    return encode.OK;
+  });
 }
 
 function setReplyMode(session: Session, request: Request): void {

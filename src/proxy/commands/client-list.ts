@@ -141,7 +141,7 @@ export async function countClients(session: Session): Promise<{ connected: numbe
 
 /** `CLIENT LIST [TYPE type] | [ID id …]`. Nothing is in flight. */
 export async function answerClientList(session: Session, request: Request): Promise<void> {
-  const query = readListQuery(request, scopeOf(session));
+  const query = readListQuery(request, session.context.upstream.facts.server === 'valkey', scopeOf(session));
   if (typeof query === 'string') {
     session.answer(encode.errorOfBytes(query));
     return;

@@ -8,6 +8,11 @@ export function isClientName(name: Buffer): boolean {
   return name.every((byte) => byte >= 33 && byte <= 126);
 }
 
+/** What the session's lane is called, which it may be called again without a change. */
+export function laneName(session: Session): string | Buffer {
+  return session.dedicated && session.pins & Pin.pooling ? Buffer.from(session.name, 'latin1') : 'holdfast';
+}
+
 /** With a connection for each client the server may know the name as well (SLOWLOG shows it). */
 export function rename(session: Session, name: Buffer): void {
   session.name = name.toString('latin1');

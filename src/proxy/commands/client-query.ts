@@ -20,8 +20,11 @@ export interface ClientQuery {
 
 const TYPES: readonly string[] = ['normal', 'master', 'replica', 'slave', 'pubsub'];
 
-function canonicalType(type: string): string {
-  return type.toLowerCase().replace('slave', 'replica');
+/** `undefined` where the server has none of that name. */
+function canonicalType(type: string, valkey: boolean): string | undefined {
+  const name = type.toLowerCase();
+  if (name === 'primary' && valkey) return 'master';
+  return TYPES.includes(name) ? name.replace('slave', 'replica') : undefined;
 }
 
 function withinScope(scope: string | undefined): ClientQuery {
@@ -29,13 +32,14 @@ function withinScope(scope: string | undefined): ClientQuery {
 }
 
 /** A string is the error a server gives. */
-export function readListQuery(request: Request, scope: string | undefined): ClientQuery | string {
+export function readListQuery(request: Request, valkey: boolean, scope: string | undefined): ClientQuery | string {
   const { args } = request;
   if (args.length === 2) return withinScope(scope);
   if (args.length === 4 && request.is(2, 'type')) {
-    const type = args[3]!.toString('latin1');
-    if (!TYPES.includes(type.toLowerCase())) return `ERR Unknown client type '${type}'`;
-    return { ...withinScope(scope), type: canonicalType(type) };
+    const text = args[3]!.toString('latin1');
+    const type = canonicalType(text, valkey);
+    if (type === undefined) return `ERR Unknown client type '${text}'`;
+    return { ...withinScope(scope), type };
   }
   if (args.length > 3 && request.is(2, 'id')) {
     const ids = args.slice(3).map((arg) => arg.toString('latin1'));
@@ -62,8 +66,9 @@ export function readKillQuery(
       if (!/^\d{1,15}$/.test(value) || Number(value) < 1) return 'ERR client-id should be greater than 0';
       query.ids = [Number(value)];
     } else if (request.is(i, 'type')) {
-      if (!TYPES.includes(value.toLowerCase())) return `ERR Unknown client type '${value}'`;
-      query.type = canonicalType(value);
+      const type = canonicalType(value, valkey);
+      if (type === undefined) return `ERR Unknown client type '${value}'`;
+      query.type = type;
     } else if (request.is(i, 'addr')) query.address = value;
     else if (request.is(i, 'laddr')) query.localAddress = value;
     else if (request.is(i, 'user')) query.user = value;

@@ -23,6 +23,7 @@ import {
   forward,
   forwardEnd,
   forwardMulti,
+  forwardPushed,
   intercept,
   isRefusedEnd,
   newExchange,
@@ -80,6 +81,10 @@ export function dispatch(session: Session, asked: Request): void {
       return;
     case 'shared':
       if (session.admittedOffline && answersOffline(session, request)) return;
+      if (name === 'debug' && request.is(1, 'protocol') && request.is(2, 'push')) {
+        forwardPushed(session, request);
+        return;
+      }
       send(session, request, isKeptWaiting(session, request) ? Pin.blocking : 0);
       return;
     case 'blocking-option': {

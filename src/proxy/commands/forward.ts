@@ -25,6 +25,16 @@ export function forward(session: Session, request: Request): void {
   if (request.plan.endless) occupyLane(session);
 }
 
+/** DEBUG PROTOCOL push: a push, which nobody takes on a shared lane, and a reply. In RESP2 both look like replies. */
+export function forwardPushed(session: Session, request: Request): void {
+  onLane(session, Pin.passing, () => {
+    const replies = session.protocol === 3 ? 1 : 2;
+    const receiver = session.replyMode === 'on' ? session : session.sink;
+    session.inFlight += replies;
+    session.lane!.sendPlain(receiver, request.bytes, 0, request.bytes.length, replies);
+  });
+}
+
 /** Sends MULTI. Where the connection breaks before the reply, the session is in a transaction that can only fail. */
 export function forwardMulti(session: Session, request: Request): void {
   session.inFlight += 1;

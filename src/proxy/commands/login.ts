@@ -8,6 +8,7 @@ import type { Request } from '../request/request.ts';
 import { attachDedicated, leaveDedicated } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
 import { discardTransaction, Hold, Pin } from '../session/session-state.ts';
+import { type HelloReply, readHelloReply } from '../upstream/hello-reply.ts';
 import type { Credentials } from '../upstream/upstream.ts';
 import { ask, exclusively, LOST } from './ask.ts';
 import { BAD_NAME, isClientName, rename } from './client-name.ts';
@@ -153,22 +154,23 @@ export function hello(session: Session, request: Request): void {
     } else if (session.identity?.authenticated === false) {
       session.answer(NOAUTH_HELLO);
       return;
-    } else if (!session.admittedOffline) {
-      // Whether this session may say HELLO without AUTH, the server tells by what it lets the session's lanes do.
-      const reply = await ask(session, 0, ['CLIENT', 'GETNAME'], false);
-      if (reply[0] === MINUS && reply.toString('latin1').startsWith('-NOAUTH')) {
-        session.answer(NOAUTH_HELLO);
-        return;
-      }
-      if (!session.context.upstream.reachable && reply[0] === MINUS) {
-        session.answer(reply);
-        return;
-      }
+    }
+    const facts = await introduction(session);
+    if (Buffer.isBuffer(facts)) {
+      session.answer(facts);
+      return;
     }
     if (options.name !== undefined) rename(session, options.name);
     const refused = await changeProtocol(session, options.protocol ?? session.protocol);
-    session.answer(refused ?? greeting(session));
+    session.answer(refused ?? greeting(session, facts));
   });
+}
+
+/** What the server says of itself to this session now, or the error it gives: that it wants AUTH, before all. */
+async function introduction(session: Session): Promise<Greeting | Buffer> {
+  if (session.admittedOffline) return session.context.upstream.facts;
+  const reply = await ask(session, 0, ['HELLO'], false);
+  return readHelloReply(reply) ?? reply;
 }
 
 /** On a lane of its own the session stays there: what it tracks and watches is known to that connection only. */
@@ -187,8 +189,10 @@ async function changeProtocol(session: Session, protocol: encode.Protocol): Prom
   return undefined;
 }
 
-export function greeting(session: Session): Buffer {
-  const { facts } = session.context.upstream;
+type Greeting = Pick<HelloReply, 'server' | 'version' | 'mode' | 'role' | 'modules'>;
+
+/** The server's reply to HELLO, with the client's own number and protocol. */
+export function greeting(session: Session, facts: Greeting): Buffer {
   return encode.map(session.protocol, [
     encode.bulk('server'),
     encode.bulk(facts.server),

@@ -110,6 +110,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   private laneTenant: Tenant | undefined;
   private slowTenant: Tenant | undefined;
   private socketPaused = false;
+  private corked = false;
   private quietListeners: (() => void)[] = [];
   private readonly closeListeners: (() => void)[] = [];
   /** Lanes on which something is sent once more. */
@@ -392,6 +393,20 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
 
   rawBytes(buffer: Buffer, length: number): void {
     this.deliver(buffer, 0, length, undefined);
+  }
+
+  /** A reply and what the client is told besides (an invalidation, a message) leave together, as the server sent them. */
+  readBegins(): void {
+    if ((this.pins & (Pin.sticky | Pin.subscribed | Pin.redirectTarget)) === 0) return;
+    this.corked = true;
+    this.socket.cork();
+  }
+
+  readEnds(): void {
+    if (!this.corked) return;
+    this.corked = false;
+    this.output.flush();
+    this.socket.uncork();
   }
 
   laneDrained(): void {

@@ -43,6 +43,9 @@ export interface LaneOwner extends Contained {
   push(frame: Buffer): void;
   /** Raw mode: bytes as they come. */
   rawBytes(buffer: Buffer, length: number): void;
+  /** What comes now came in one read. */
+  readBegins(): void;
+  readEnds(): void;
   /** The connection is gone; everything owed was told so before. */
   laneClosed(cause: HoldfastError): void;
   /** What the KV store takes again after `congested` was true. */
@@ -219,7 +222,14 @@ export class Lane {
   }
 
   /** Reader of the socket. */
-  readonly read = (bytes: Buffer, bytesLength: number): void => {
+  readonly read = (bytes: Buffer, length: number): void => {
+    const { owner } = this;
+    owner?.readBegins();
+    this.take(bytes, length);
+    owner?.readEnds();
+  };
+
+  private take(bytes: Buffer, bytesLength: number): void {
     if (this.state === 'closed') return;
     this.bytesRead += bytesLength;
     let buffer = bytes;
@@ -258,7 +268,7 @@ export class Lane {
       if (this.mode === BETWEEN && !this.pushFollows(buffer, at, length)) this.runReached();
       if (this.occupant !== undefined && this.queue.popped >= this.occupiedUntil) this.vacate();
     }
-  };
+  }
 
   private vacate(): void {
     this.occupant = undefined;

@@ -7,9 +7,10 @@ import tls from 'node:tls';
 import type { Logger } from 'pino';
 import { HoldfastError, messageOf } from '../../errors.ts';
 import { EMPTY_ARRAY, type Protocol, request } from '../../resp/encode.ts';
-import { type Reply, readReply, replyValue } from '../../resp/reply.ts';
+import { type Reply, readReply } from '../../resp/reply.ts';
 import { onread, ReadBuffer, readByEvents } from '../io/socket-reader.ts';
 import type { ProxyLimits } from '../limits.ts';
+import { type HelloReply, readHelloReply } from './hello-reply.ts';
 import { KnownUsers } from './known-users.ts';
 import { Lane } from './lane.ts';
 import { LaneSet } from './lane-pool.ts';
@@ -356,18 +357,13 @@ export class Upstream {
     done: (facts: ServerFacts) => void,
   ): void {
     const { credentials } = identity;
-    let hello: ReadonlyMap<string, string> = new Map();
-    let modules = EMPTY_ARRAY;
+    let hello: HelloReply | undefined;
     ask(['HELLO', String(identity.protocol)], (frame) => {
       const reply = readReply(frame);
       if (isTooManyClients(reply)) refuse(reply.bytes.toString());
-      if (reply.items === undefined) return; // NOAUTH: the session that uses this lane is told by every reply.
-      const flat = reply.items.map((item) => (item.items === undefined ? String(replyValue(item)) : ''));
-      const facts = new Map<string, string>();
-      modules = Buffer.from(reply.items[flat.indexOf('modules') + 1]?.raw ?? EMPTY_ARRAY);
-      for (let i = 0; i + 1 < flat.length; i += 2) facts.set(flat[i]!, flat[i + 1]!);
-      hello = facts;
-      lane.clientId = Number(facts.get('id') ?? 0);
+      // NOAUTH: the session that uses this lane is told by every reply.
+      hello = readHelloReply(frame);
+      lane.clientId = hello?.clientId ?? 0;
     });
     if (identity.database !== 0) {
       ask(['SELECT', String(identity.database)], (frame) => {
@@ -381,21 +377,13 @@ export class Upstream {
       const reply = readReply(frame);
       const info = reply.type === '-' ? '' : reply.bytes.toString('latin1', reply.type === '=' ? 4 : 0);
       const runId = /^run_id:(\w+)/m.exec(info)?.[1] ?? '';
-      if (hello.size === 0) this.known.refused(credentials);
+      if (hello === undefined) this.known.refused(credentials);
       else this.known.admitted(credentials, identity.database);
       if (wantsInfo && info !== '') this.known.noteInfo(credentials, info);
-      if (hello.size === 0) {
-        done({ ...this.facts, runId });
-        return;
-      }
-      done({
-        server: hello.get('server') ?? 'redis',
-        version: hello.get('version') ?? '',
-        mode: hello.get('mode') ?? 'standalone',
-        role: hello.get('role') ?? 'master',
-        modules,
-        runId,
-      });
+      // With extended-redis-compatibility Valkey says in HELLO that it is Redis, and knows what Valkey does.
+      const server = /^server_name:(\w+)/m.exec(info)?.[1];
+      if (hello === undefined) done({ ...this.facts, runId });
+      else done({ ...hello, server: server ?? hello.server, runId });
     });
   }
 
