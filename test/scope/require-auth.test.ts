@@ -22,7 +22,7 @@ describe.each(kvKinds)('a listener that requires a login, on %s', async (kind) =
   const proxy = await startScopedProxy(kv.port, {
     users: { a: { scope: 'a:' }, app: {}, root: { may: ['admin'] } },
     requireAuth: true,
-    listenerScopes: [undefined, undefined],
+    listenerScopes: [undefined, undefined, 'listener:'],
   });
 
   async function expectNothing(ask: Ask): Promise<void> {
@@ -96,21 +96,23 @@ describe.each(kvKinds)('a listener that requires a login, on %s', async (kind) =
 
   it('lets nobody become a user of the KV store, in a transaction either', async () => {
     await direct('SET', 'secret', 'the-secret');
-    for (const user of ['a', 'app']) {
-      const ask = asking(await proxy.login(user));
-      expect(await ask('AUTH', 'default', 'any')).toMatch(/^!WRONGPASS/);
+    for (const user of ['a', 'app', 'whoever comes through a listener with a scope']) {
+      const begin = async (): Promise<Ask> =>
+        asking(user.includes(' ') ? await proxy.through(2) : await proxy.login(user));
+      const ask = await begin();
+      if (!user.includes(' ')) expect(await ask('AUTH', 'default', 'any')).toMatch(/^!WRONGPASS/);
       for (const login of [
         ['AUTH', 'default', 'any'],
         ['AUTH', 'any'],
         ['HELLO', '2', 'AUTH', 'default', 'any'],
         ['RESET'],
       ] as [string, ...string[]][]) {
-        const other = asking(await proxy.login(user));
+        const other = await begin();
         await other('MULTI');
         await other(...login);
         await other('EXEC');
         expect(await other('CONFIG', 'GET', 'maxmemory'), login.join(' ')).toMatch(/^!(NOPERM|NOAUTH)/);
-        if (user === 'a') expect(await other('GET', 'secret')).not.toBe('the-secret');
+        if (user !== 'app') expect(await other('GET', 'secret')).not.toBe('the-secret');
       }
       await ask('QUIT');
     }
