@@ -129,7 +129,7 @@ export async function compose(
         onFailure: config.ledger.onFailure,
       },
       cache,
-      scripts: createScriptRegistry(scopeAdmin),
+      scripts: createScriptRegistry(scopeAdmin, config.limits.scopedScriptBytesMax),
       carriedAs: carriageOf,
       reload: reloadAll,
       status: async (json) => {

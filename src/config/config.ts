@@ -240,6 +240,7 @@ const limits = z.strictObject({
   transactionBytesMax: bytes(1024).prefault('128mb'),
   tenantTransactionBytesMax: bytes(1024).prefault('512mb'),
   tenantOutputBytesMax: bytes(1024).prefault('1gb'),
+  scopedScriptBytesMax: bytes(1024).prefault('1mb'),
   outputStalledMs: milliseconds(10).default(300_000),
 });
 

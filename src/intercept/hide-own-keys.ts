@@ -8,6 +8,7 @@ import { OWN_KEY_START } from '../own-keys.ts';
 import { WITNESS_KEY } from '../recovery/kv/epoch-key.ts';
 import { OUTBOX_KEY } from '../recovery/outbox/outbox-script.ts';
 import { array, integer, nullBulk } from '../resp/encode.ts';
+import { isLongList, rewriteNameList } from '../resp/name-list.ts';
 import { type Reply, readReply } from '../resp/reply.ts';
 import { SCRIPTS_KEY } from '../scope/lua/script-store.ts';
 
@@ -21,7 +22,11 @@ const RANDOM_TRIES = 100;
 type See = (exchange: Exchange, frame: Buffer) => Buffer | Promise<Buffer>;
 
 const SEES: Readonly<Record<string, See>> = {
-  keys: (_, frame) => withoutOwn(readReply(frame)),
+  keys: (_, frame) => {
+    if (!frame.includes(OWN_PREFIX)) return frame;
+    if (isLongList(frame)) return rewriteNameList(frame, (key) => (startsAsOwn(key) ? undefined : key));
+    return withoutOwn(readReply(frame));
+  },
   scan: (_, frame) => {
     const [cursor, keys] = readReply(frame).items ?? [];
     return cursor === undefined || keys === undefined ? frame : array([cursor.raw, withoutOwn(keys)]);
@@ -54,7 +59,11 @@ export function isOwnPush(frame: Buffer): boolean {
 }
 
 function isOwn(key: Reply): boolean {
-  return key.bytes.subarray(0, OWN_PREFIX.length).equals(OWN_PREFIX);
+  return startsAsOwn(key.bytes);
+}
+
+function startsAsOwn(key: Buffer): boolean {
+  return key.subarray(0, OWN_PREFIX.length).equals(OWN_PREFIX);
 }
 
 function withoutOwn(keys: Reply): Buffer {

@@ -17,19 +17,31 @@ export interface ScopeAdmin {
 }
 
 const TIMEOUT_MS = 5000;
+/** So many times as long as one command may take, a connection may say nothing. */
+const SILENT_TIMES = 3;
+/** In ioredis's words. */
+const TIMED_OUT = 'Command timed out';
 
-export function connectScopeAdmin(address: KvAddress): ScopeAdmin {
+interface Connection {
+  readonly redis: Redis;
+  readonly ready: Promise<void>;
+  /** When it was last heard of, or was first asked something again. */
+  heardAt: number;
+  unanswered: number;
+}
+
+export function connectScopeAdmin(address: KvAddress, commandTimeoutMs = TIMEOUT_MS): ScopeAdmin {
   let generation = 0;
-  let current: { redis: Redis; ready: Promise<void> } | undefined;
+  let current: Connection | undefined;
   let closed = false;
 
-  function connection(): { redis: Redis; ready: Promise<void> } {
+  function connection(): Connection {
     if (closed) throw new HoldfastError('KVDOWN', 'Holdfast is shutting down');
     if (current !== undefined) return current;
     const redis = controlRedis(address, {
       name: 'scope',
       connectTimeoutMs: TIMEOUT_MS,
-      commandTimeoutMs: TIMEOUT_MS,
+      commandTimeoutMs,
     });
     redis.once('close', () => {
       if (current?.redis === redis) current = undefined;
@@ -43,7 +55,7 @@ export function connectScopeAdmin(address: KvAddress): ScopeAdmin {
         throw new HoldfastError('KVDOWN', explainKvFailure(address, thrown), { cause: thrown });
       },
     );
-    current = { redis, ready };
+    current = { redis, ready, heardAt: Date.now(), unanswered: 0 };
     return current;
   }
 
@@ -52,15 +64,26 @@ export function connectScopeAdmin(address: KvAddress): ScopeAdmin {
       return generation;
     },
     async command(args) {
-      const { redis, ready } = connection();
-      await ready;
+      const used = connection();
+      await used.ready;
       const [name, ...rest] = args;
+      if (used.unanswered === 0) used.heardAt = Date.now();
+      used.unanswered += 1;
       try {
-        return (await redis.callBuffer(String(name), ...rest)) as AdminReply;
+        const reply = (await used.redis.callBuffer(String(name), ...rest)) as AdminReply;
+        used.heardAt = Date.now();
+        return reply;
       } catch (thrown) {
-        if (thrown instanceof Error && thrown.name === 'ReplyError') throw thrown;
-        redis.disconnect();
+        if (thrown instanceof Error && thrown.name === 'ReplyError') {
+          used.heardAt = Date.now();
+          throw thrown;
+        }
+        // What takes one request too long is not the others': only a connection that stays silent is given up.
+        const silentMs = Date.now() - used.heardAt;
+        if (messageOf(thrown) !== TIMED_OUT || silentMs >= SILENT_TIMES * commandTimeoutMs) used.redis.disconnect();
         throw new HoldfastError('KVDOWN', `the KV store did not answer: ${messageOf(thrown)}`);
+      } finally {
+        used.unanswered -= 1;
       }
     },
     close() {

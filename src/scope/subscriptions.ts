@@ -11,6 +11,7 @@
  * Confirmed names decide the counts that the client reads. What has to be sent depends on those and on what waits for its
  * answer; a request that is refused, whole or in part, leaves no trace.
  */
+import { HoldfastError } from '../errors.ts';
 import * as encode from '../resp/encode.ts';
 import { globMatches } from '../resp/glob.ts';
 import { aggregate, type Reply, readReply } from '../resp/reply.ts';
@@ -39,6 +40,7 @@ interface PatternChange {
 }
 
 const MINUS = 45;
+const PATTERNS_MAX = 1000;
 const PUSH = 62;
 const NOTHING = Buffer.alloc(0);
 const SHARD_COMMANDS = new Set(['ssubscribe', 'sunsubscribe']);
@@ -204,6 +206,10 @@ export class ScopedSubscriptions {
   }
 
   #subscribePatterns(command: Buffer, names: readonly Buffer[]): SubscriptionRequest {
+    // Each message is matched with all of them, while everybody else waits.
+    if (this.#expectedPatterns().size + names.length > PATTERNS_MAX) {
+      throw new HoldfastError('LIMIT', `a client in a scope may have ${PATTERNS_MAX} patterns; use fewer, or channels`);
+    }
     const needed = new Map<string, Buffer>();
     for (const name of names) {
       for (const pattern of patternsNeeded(this.#listening, name)) needed.set(pattern.toString('latin1'), pattern);

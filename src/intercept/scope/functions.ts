@@ -7,7 +7,7 @@ import * as encode from '../../resp/encode.ts';
 import { aggregate, type Reply, readReply } from '../../resp/reply.ts';
 import { countedKeys } from '../../scope/find-names.ts';
 import { LIBRARY_MARK, NESTED_END, NESTED_START, registrationError, wrapLibrary } from '../../scope/lua/lua-wrapper.ts';
-import { sha1, splitShebang } from '../../scope/lua/script-registry.ts';
+import { sha1, splitShebang, tooLong } from '../../scope/lua/script-registry.ts';
 import { isError, rewriteError } from '../../scope/rewrite-reply.ts';
 import { rewriteRequest } from '../../scope/rewrite-request.ts';
 import type { ScopedExchange } from './interceptors.ts';
@@ -52,6 +52,11 @@ export async function loadLibrary(scoped: ScopedExchange): Promise<void> {
   const { exchange, session, scripts } = scoped;
   const { args } = exchange;
   if (args.length < 3) return;
+  const { length } = args.at(-1)!;
+  if (length > scripts.bytesMax) {
+    answerError(exchange, tooLong(length, scripts.bytesMax));
+    return;
+  }
   const text = args.at(-1)!.toString('latin1');
   const split = splitShebang(text);
   const head = METADATA.exec(split?.shebang ?? '');

@@ -7,13 +7,14 @@
 
 import type { Exchange, Interceptor } from '../../interceptor.ts';
 import * as encode from '../../resp/encode.ts';
+import { isLongList, rewriteNameList } from '../../resp/name-list.ts';
 import { readReply } from '../../resp/reply.ts';
 import { refused } from '../../scope/confine.ts';
 import type { ScriptRegistry } from '../../scope/lua/script-registry.ts';
 import { isError, rewriteReply } from '../../scope/rewrite-reply.ts';
 import { NO_SCOPE_CHOSEN, notPermitted, rewriteRequest } from '../../scope/rewrite-request.ts';
 import { type ScopeRule, type Special, scopeRule } from '../../scope/rules.ts';
-import type { Scope } from '../../scope/scope.ts';
+import { logicalKey, type Scope, unprefixed } from '../../scope/scope.ts';
 import { ScopedSession } from '../../scope/scoped-session.ts';
 import { callFunction, deleteLibrary, flushLibraries, listLibraries, loadLibrary } from './functions.ts';
 import { countKeys, flushDatabase, flushDatabases, type LedgeredStreams, randomKey } from './keyspace.ts';
@@ -103,6 +104,10 @@ export function scopeInterceptors(scripts: ScriptRegistry, ledgered: LedgeredStr
     const rewritten = rewriteRequest(scope, rule, exchange.args);
     exchange.args = rewritten.args;
     exchange.onReply((frame) => {
+      if (isLongList(frame)) {
+        if (rule.reply === 'keys') return rewriteNameList(frame, (name) => logicalKey(scope, name));
+        if (rule.reply === 'channels') return rewriteNameList(frame, (name) => unprefixed(scope, name));
+      }
       const seen = rewriteReply(scope, rule.reply, frame, rewritten);
       return rule.reply === 'info' ? withOwnClients(exchange, seen) : seen;
     });

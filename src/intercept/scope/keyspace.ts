@@ -168,7 +168,7 @@ export async function randomKey({ exchange, scope }: ScopedExchange): Promise<vo
     return;
   }
   let cursor = String(Math.floor(Math.random() * CURSOR_MAX));
-  for (let walks = 0; walks < 2; ) {
+  for (let walks = 0; walks < 2 && !exchange.session.closed; ) {
     const page = await scanPage(exchange, everything(scope), cursor, exchange.session.database);
     if (page.keys.length > 0) {
       exchange.respond(show(page.keys[Math.floor(Math.random() * page.keys.length)]!));

@@ -76,6 +76,7 @@ export function glanceAtScript(scripts: ScriptRegistry, name: string): Glance {
     if (bySha) return to - from === SHA_BYTES ? scripts.known(owner, buffer.toString('latin1', from, to)) : undefined;
     const last = (session.state.get(latest) as ScriptForm | undefined)?.script;
     const isLast = last?.body.length === to - from && last.body.compare(buffer, from, to) === 0;
+    if (to - from > scripts.bytesMax) return undefined;
     const script = scripts.known(owner, isLast ? last.sha : sha1(buffer.subarray(from, to)));
     if (script === undefined || (script.plain.wrapped && script.plain.text.length > TEXT_BYTES_MAX)) return undefined;
     return script;

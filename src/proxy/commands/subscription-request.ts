@@ -61,6 +61,8 @@ export class SubscriptionRequest implements OwedConfirmations {
   private readonly asked: Buffer;
   /** Not confirmed yet; empty for all of them (UNSUBSCRIBE without names). */
   private names: readonly Buffer[];
+  /** So many of `names` are confirmed. */
+  private confirmedNames = 0;
   /** Confirmations still to come; `undefined` before the first. */
   private left: number | undefined;
 
@@ -78,6 +80,8 @@ export class SubscriptionRequest implements OwedConfirmations {
     session.laneDirty = true;
     session.inFlight += 1;
     this.left = undefined;
+    this.names = this.names.slice(this.confirmedNames);
+    this.confirmedNames = 0;
     session.lane!.sendConfirmed(this, encode.request([this.asked, ...this.names]));
   }
 
@@ -88,7 +92,7 @@ export class SubscriptionRequest implements OwedConfirmations {
     else {
       const { subscriptions } = session;
       this.left = (this.left ?? subscriptions.due(this.command, this.names)) - 1;
-      if (this.names.length > 0) this.names = this.names.slice(1);
+      if (this.confirmedNames < this.names.length) this.confirmedNames += 1;
       subscriptions.confirm(readReply(frame));
     }
     if (this.restores) {

@@ -7,7 +7,9 @@
  * store (script-store.ts); that they flushed is noticed within `FLUSH_CHECK_MS` of use. A script that is in neither place is
  * unknown, which clients are used to from servers that restart.
  */
+
 import { createHash } from 'node:crypto';
+import { setImmediate as turn } from 'node:timers/promises';
 import type { ScopeAdmin } from '../scope-admin.ts';
 import { KNOWN_GLOBALS, needsNoWrapper, wrapScript } from './lua-wrapper.ts';
 import { scriptStore } from './script-store.ts';
@@ -40,6 +42,8 @@ export class ScriptRefusal {
 }
 
 export interface ScriptRegistry {
+  /** Longer scripts and libraries are refused: to compile one takes the KV store's time, which is everybody's. */
+  readonly bytesMax: number;
   /** Takes a script in. Synchronous for one that is known; otherwise the KV store is asked. Rejects with KVDOWN. */
   add(owner: string, body: Buffer): WrappedScript | Promise<WrappedScript | ScriptRefusal>;
   /** As `add`, for other processes too. */
@@ -61,6 +65,9 @@ export interface ScriptRegistry {
 
 const FLUSH_CHECK_MS = 1000;
 const SCRIPT_BYTES_MAX = 64 * 1024 * 1024;
+const SCRIPT_BYTES_DEFAULT = 1024 * 1024;
+/** Wrapping such a script takes milliseconds. */
+const LONG_SCRIPT_BYTES = 64 * 1024;
 const ESCAPE = 27;
 const SHA1 = /^[0-9a-f]{40}$/;
 
@@ -77,6 +84,11 @@ export function sha1(bytes: Buffer | string): string {
   return createHash('sha1').update(bytes).digest('hex');
 }
 
+/** The error for a script or library that is too long. */
+export function tooLong(bytes: number, bytesMax: number): string {
+  return `LIMIT the script has ${bytes} bytes, and limits.scopedScriptBytesMax is ${bytesMax}; send its data as arguments`;
+}
+
 /** Splits off a shebang line, with its line break. `undefined` where there is one without an end. */
 export function splitShebang(text: string): { shebang: string; code: string } | undefined {
   if (!text.startsWith('#!')) return { shebang: '', code: text };
@@ -84,7 +96,7 @@ export function splitShebang(text: string): { shebang: string; code: string } | 
   return end < 0 ? undefined : { shebang: text.slice(0, end + 1), code: text.slice(end + 1) };
 }
 
-export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
+export function createScriptRegistry(admin: ScopeAdmin, bytesMax = SCRIPT_BYTES_DEFAULT): ScriptRegistry {
   /** Of all owners, least recently used first. */
   const scripts = new Map<string, WrappedScript>();
   let scriptBytes = 0;
@@ -198,9 +210,13 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
     if (code.charCodeAt(0) === ESCAPE)
       return new ScriptRefusal(`${COMPILING}user_script:1: malformed number near 'ESC'`);
     const names = await unknownGlobals();
-    const forms = [false, true].flatMap((nested) =>
-      [false, true].map((shared) => wrapScript(code, { shared, nested, unknownGlobals: names })),
-    );
+    const forms: string[] = [];
+    for (const nested of [false, true]) {
+      for (const shared of [false, true]) {
+        forms.push(wrapScript(code, { shared, nested, unknownGlobals: names }));
+        if (code.length > LONG_SCRIPT_BYTES) await turn();
+      }
+    }
     // The plain and the shared form differ by one local variable: what leaves room for the latter suits both.
     const text = `${shebang === '' ? '' : '\n'}${code}`;
     const bare = needsNoWrapper(code, names);
@@ -225,11 +241,13 @@ export function createScriptRegistry(admin: ScopeAdmin): ScriptRegistry {
   }
 
   function add(owner: string, body: Buffer): WrappedScript | Promise<WrappedScript | ScriptRefusal> {
+    if (body.length > bytesMax) return Promise.resolve(new ScriptRefusal(tooLong(body.length, bytesMax)));
     const sha = sha1(body);
     return known(owner, sha) ?? wrap(owner, sha, body);
   }
 
   return {
+    bytesMax,
     add,
     known,
     async load(owner, body) {
