@@ -6,6 +6,7 @@
 import { HoldfastError } from './errors.ts';
 import type { Subcommand } from './subcommand.ts';
 import { readVersion } from './version.ts';
+import type { BuiltInContext } from './worker/worker-command.ts';
 
 interface Registration {
   readonly name: string;
@@ -42,7 +43,12 @@ const SUBCOMMANDS: readonly Registration[] = [
   {
     name: 'worker',
     summary: 'handles the entries of streams in a pool of threads',
-    load: async () => (await import('./worker/worker-command.ts')).workerCommand(new Map()),
+    load: async () => {
+      const { workerCommand } = await import('./worker/worker-command.ts');
+      const flightControl = async (context: BuiltInContext) =>
+        (await import('./flight-control/app.ts')).loadFlightControl(context);
+      return workerCommand(new Map([['flight-control', flightControl]]));
+    },
   },
   {
     name: 'dead',

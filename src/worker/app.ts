@@ -75,6 +75,19 @@ export interface PermanentFailure {
   readonly fields: Readonly<Record<string, string>>;
 }
 
+/** An attempt in which handlers of an entry failed, or its takeover that was one too many. */
+export interface FailedAttempt {
+  readonly stream: string;
+  readonly group: string;
+  readonly id: string;
+  readonly attempt: number;
+  /** Each handler that failed; with an empty name what could not be decoded or routed. */
+  readonly failures: readonly { readonly task: string; readonly errorMessage: string }[];
+  /** There will be no other attempt. */
+  readonly forGood: boolean;
+  readonly fields: Fields;
+}
+
 export type Fields = Readonly<Record<string, string>>;
 
 export interface AppDefinition<Event> {
@@ -119,6 +132,11 @@ export interface AppDefinition<Event> {
   readonly deadLetterStream?: (stream: string) => string;
   /** More fields, or other ones, for the entry of a permanent failure; `body` is its event as JSON. */
   readonly failureFields?: (failure: PermanentFailure) => Readonly<Record<string, string>>;
+  /**
+   * Told of each failed attempt, in the worker's process, before it is written down; of the last one again until it
+   * resolves, and only then the failure is reported. May be told of the same attempt twice.
+   */
+  readonly onFailure?: (failure: FailedAttempt) => unknown;
 }
 
 export interface HandlerSpec {
@@ -151,6 +169,7 @@ export interface App {
   readonly trim: boolean;
   readonly deadLetterStream: (stream: string) => string;
   readonly failureFields: ((failure: PermanentFailure) => Readonly<Record<string, string>>) | undefined;
+  readonly onFailure: ((failure: FailedAttempt) => unknown) | undefined;
 }
 
 export const RETRY_DELAY_MS_MAX = 30 * 24 * 3600 * 1000;
@@ -261,6 +280,7 @@ const isApp = hasOnly({
   trim: isBoolean,
   deadLetterStream: isPlainFunction,
   failureFields: isPlainFunction,
+  onFailure: isFunction,
 });
 
 function check(definition: AppDefinition<never>): void {
@@ -320,6 +340,7 @@ export function defineApp<Event = Fields>(definition: AppDefinition<Event>): App
     trim: definition.trim ?? true,
     deadLetterStream: definition.deadLetterStream ?? ((stream) => `${stream}:dead`),
     failureFields: definition.failureFields,
+    onFailure: definition.onFailure,
   });
   if (streams.includes(app.deadLetterStream(streams[0]!))) {
     throw new HoldfastError('CONFIG', 'deadLetterStream: must not be one of the streams that the app reads');

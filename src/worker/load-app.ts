@@ -10,6 +10,8 @@ export interface LoadedApp {
   readonly app: App;
   /** `file:` URL of its module. */
   readonly module: string;
+  /** Ends what the app holds, after the worker's end. */
+  close?(): Promise<void>;
 }
 
 /** `path`: relative to the working directory. Throws `CONFIG` naming the file and what is wrong with it. */

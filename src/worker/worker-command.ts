@@ -1,5 +1,6 @@
 /** `holdfast worker`: loads an app and works until a signal; `--app` is a file, or the name of an app that is built in. */
 import { resolve } from 'node:path';
+import type { Logger } from 'pino';
 import { formatAddress } from '../config/address.ts';
 import { ledgerDatabaseUrl } from '../config/ledger-database-url.ts';
 import { loadConfig } from '../config/load-config.ts';
@@ -11,8 +12,15 @@ import type { Subcommand } from '../subcommand.ts';
 import { type LoadedApp, loadApp } from './load-app.ts';
 import { startWorker } from './worker.ts';
 
+/** What an app that comes with Holdfast is made from. */
+export interface BuiltInContext {
+  /** The ledger's database, where there is one. */
+  readonly database: string | undefined;
+  readonly log: Logger;
+}
+
 /** Apps that come with Holdfast, by name. */
-export type BuiltInApps = ReadonlyMap<string, () => Promise<LoadedApp>>;
+export type BuiltInApps = ReadonlyMap<string, (context: BuiltInContext) => Promise<LoadedApp>>;
 
 export function workerCommand(builtIn: BuiltInApps): Subcommand {
   const names = [...builtIn.keys()];
@@ -30,20 +38,25 @@ ${settingsHelp()}
       const name = typeof flags.app === 'string' ? flags.app : names[0];
       if (name === undefined) throw new HoldfastError('CONFIG', '--app: is missing');
       const load = builtIn.get(name) ?? (() => loadApp(resolve(workingDirectory, name)));
-      const { app, module } = await load();
       const log = createLogger({ level: config.log.level, pretty: terminal });
+      const database = await ledgerDatabaseUrl(config);
+      const { app, module, close } = await load({ database, log });
       const { http, drainMs } = config.worker;
-      const worker = await startWorker(app, {
-        kv: workerUrl(config),
-        database: await ledgerDatabaseUrl(config),
-        module,
-        http: http === 'off' ? undefined : formatAddress(http),
-        drainMs,
-        log,
-      });
-      await stopRequested;
-      await worker.stop();
-      return 0;
+      try {
+        const worker = await startWorker(app, {
+          kv: workerUrl(config),
+          database,
+          module,
+          http: http === 'off' ? undefined : formatAddress(http),
+          drainMs,
+          log,
+        });
+        await stopRequested;
+        await worker.stop();
+        return 0;
+      } finally {
+        await close?.();
+      }
     },
   };
 }

@@ -10,7 +10,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { messageOf } from '../../errors.ts';
-import type { HandlerSpec, PermanentFailure } from '../app.ts';
+import type { App, FailedAttempt, HandlerSpec, PermanentFailure } from '../app.ts';
 import { RECONNECT_MS_MAX } from '../connection.ts';
 import type { Held } from '../entry.ts';
 import { createGatherer } from '../gather.ts';
@@ -45,6 +45,7 @@ export interface Settlement {
 }
 
 export interface SettlementOptions {
+  readonly onFailure: App['onFailure'];
   readonly group: Group;
   readonly hand: Hand;
   readonly memory: AttemptMemory;
@@ -54,6 +55,12 @@ export interface SettlementOptions {
   readonly metrics: WorkerMetrics;
   readonly log: Logger;
   onAcknowledged(ids: readonly string[]): void;
+}
+
+interface Reported {
+  readonly entry: Held;
+  readonly failure: PermanentFailure;
+  readonly told: FailedAttempt;
 }
 
 interface Postponed {
@@ -102,6 +109,10 @@ export function createSettlement(options: SettlementOptions): Settlement {
   }
 
   const postponements = createGatherer<Postponed>(BATCH_MAX, async (batch) => {
+    if (options.onFailure !== undefined) {
+      const told = batch.filter(({ failed }) => failed).map(({ entry }) => attemptOf(entry, failuresOf(entry), false));
+      await Promise.all(told.map(tellOnce));
+    }
     for (const { entry, failed } of batch) if (failed) entry.attempt += 1;
     // First the store, then the KV store: of a crash in between a count too high is left in one place, never too low.
     await memory.remember(batch.filter((item) => item.failed).map((item) => item.entry));
@@ -124,7 +135,26 @@ export function createSettlement(options: SettlementOptions): Settlement {
     }, delayMs).unref();
   }
 
-  const reports = createGatherer<{ entry: Held; failure: PermanentFailure }>(REPORT_BATCH_MAX, async (batch) => {
+  function attemptOf(entry: Held, failures: FailedAttempt['failures'], forGood: boolean): FailedAttempt {
+    const { id, attempt, fields } = entry;
+    return { stream: group.stream, group: group.name, id, attempt, failures, forGood, fields };
+  }
+  /** An attempt that another one follows is not held up by whoever wants to know of it. */
+  async function tellOnce(attempt: FailedAttempt): Promise<void> {
+    try {
+      await options.onFailure?.(attempt);
+    } catch (error) {
+      log.warn({ id: attempt.id, error: messageOf(error) }, 'onFailure failed');
+    }
+  }
+
+  const reports = createGatherer<Reported>(REPORT_BATCH_MAX, async (batch) => {
+    if (options.onFailure !== undefined) {
+      const { onFailure } = options;
+      await Promise.all(
+        batch.map(({ told }) => untilAnswered('tell of a permanent failure', async () => await onFailure(told))),
+      );
+    }
     await untilAnswered('report a permanent failure', () => options.reporter.report(batch.map((item) => item.failure)));
     options.onAcknowledged(batch.map((item) => item.entry.id));
     for (const { entry } of batch) hand.letGo(entry);
@@ -138,12 +168,19 @@ export function createSettlement(options: SettlementOptions): Settlement {
     hand.settle(entry);
     postponements.add({ entry, delayMs: Math.min(0, Math.round(entry.dueAt - performance.now())), failed: false });
   }
-  function failForGood(entry: Held, task: string, errorMessage: string, attempts: number): void {
+  function failForGood(
+    entry: Held,
+    task: string,
+    errorMessage: string,
+    attempts: number,
+    failures: FailedAttempt['failures'] = [{ task, errorMessage }],
+  ): void {
     hand.settle(entry);
     const { id, takeovers, fields } = entry;
     log.warn({ id, task, attempts, takeovers, error: errorMessage }, 'task failed for good');
     const { stream, name } = group;
-    reports.add({ entry, failure: { stream, group: name, id, task, attempts, takeovers, errorMessage, fields } });
+    const failure = { stream, group: name, id, task, attempts, takeovers, errorMessage, fields };
+    reports.add({ entry, failure, told: attemptOf(entry, failures, true) });
   }
   function count(handler: HandlerSpec, outcome: Outcome): void {
     metrics.processed.inc({ task: handler.name, outcome });
@@ -167,7 +204,7 @@ export function createSettlement(options: SettlementOptions): Settlement {
     const text = entry.failures.map(({ handler, message }) => `${handler.name}: ${message}`).join('\n');
     if (failure.permanent || entry.attempt >= retry.attempts) {
       count(failure.handler, 'permanently_failed');
-      failForGood(entry, task, text, entry.attempt);
+      failForGood(entry, task, text, entry.attempt, failuresOf(entry));
       return;
     }
     count(failure.handler, 'failed');
@@ -210,4 +247,8 @@ export function createSettlement(options: SettlementOptions): Settlement {
       await Promise.all([acknowledgements.idle(), postponements.idle(), reports.idle()]);
     },
   };
+}
+
+function failuresOf(entry: Held): FailedAttempt['failures'] {
+  return entry.failures.map(({ handler, message }) => ({ task: handler.name, errorMessage: message }));
 }

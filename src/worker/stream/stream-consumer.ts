@@ -104,6 +104,7 @@ export function createStreamConsumer(options: StreamConsumerOptions): StreamCons
     group,
     hand,
     memory,
+    onFailure: app.onFailure,
     reporter: createFailureReporter({ app, group, commands, store }),
     ordered: order !== undefined,
     metrics,
