@@ -16,6 +16,7 @@ import type { Config } from '../config/config.ts';
 import type { KvServer } from '../embedded/kv-server.ts';
 import { messageOf } from '../errors.ts';
 import { isOwnPush } from '../intercept/hide-own-keys.ts';
+import { StreamLimit } from '../intercept/ledger/stream-limit.ts';
 import { createInterceptors } from '../intercept/registry.ts';
 import { openLedger } from '../ledger/ledger.ts';
 import { readLedgerSize } from '../ledger/retention/ledger-size.ts';
@@ -24,7 +25,7 @@ import { streamFilter } from '../ledger/stream-filter.ts';
 import { addCacheMetrics, cacheFigures, cacheInfoFields } from '../operations/cache-figures.ts';
 import { type Readiness, startHttpServer } from '../operations/http-server.ts';
 import { inspectKv } from '../operations/kv-inspector.ts';
-import { ledgerFigures } from '../operations/ledger-figures.ts';
+import { ledgerFigures, streamLimitFigures } from '../operations/ledger-figures.ts';
 import { reportLedger } from '../operations/ledger-report.ts';
 import { addFigures, createMetrics } from '../operations/metrics.ts';
 import { outboxFigures } from '../operations/outbox-figures.ts';
@@ -113,6 +114,7 @@ export async function compose(
 
   const { username: _username, password: _password, ...upstream } = target;
   const cache = createCache({ kv: target, rules: config.leases, log });
+  const streamLimit = new StreamLimit(ledger.streams, config.ledger);
   const proxy = await startProxy({
     hidesPush: isOwnPush,
     held: true,
@@ -127,6 +129,7 @@ export async function compose(
         holdMs: config.limits.holdMs,
         entryBytesMax: config.ledger.entryBytesMax,
         onFailure: config.ledger.onFailure,
+        streamLimit,
       },
       cache,
       scripts: createScriptRegistry(scopeAdmin, config.limits.scopedScriptBytesMax),
@@ -206,6 +209,7 @@ export async function compose(
   addFigures(metrics, [
     ...proxyFigures(proxy),
     ...ledgerFigures(ledger, recovery),
+    ...streamLimitFigures(streamLimit),
     ...outboxFigures(outbox),
     ...retentionFigures(retention),
     ...cacheFigures(cache),

@@ -170,6 +170,8 @@ const ledger = z.strictObject({
   onFailure: z.enum(['refuse', 'degrade']).default('refuse'),
   retentionDays: z.number().positive().max(36_500).default(7),
   entryBytesMax: bytes(1024, 512 * 2 ** 20).prefault('16mb'),
+  streamsMax: count(1, 100_000_000).default(1_000_000),
+  scopeStreamsMax: count(1, 100_000_000).default(100_000),
   acknowledgementFlushMs: milliseconds(1).default(200),
 });
 
@@ -303,6 +305,8 @@ export interface Config {
     readonly onFailure: 'refuse' | 'degrade';
     readonly retentionDays: number;
     readonly entryBytesMax: number;
+    readonly streamsMax: number;
+    readonly scopeStreamsMax: number;
     readonly acknowledgementFlushMs: number;
   };
   readonly checkpoint: { readonly intervalMs: number };

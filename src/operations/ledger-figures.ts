@@ -2,6 +2,16 @@ import type { Ledger } from '../ledger/ledger.ts';
 import type { Recovery } from '../recovery/recovery.ts';
 import { type Figure, figuresNamed } from './metrics.ts';
 
+export function streamLimitFigures(limit: { readonly refusedTotal: number }): Figure[] {
+  return [
+    figuresNamed('holdfast_').total(
+      'ledger_streams_refused_total',
+      'Streams refused at ledger.streamsMax and ledger.scopeStreamsMax',
+      () => limit.refusedTotal,
+    ),
+  ];
+}
+
 export function ledgerFigures(ledger: Pick<Ledger, 'metrics'>, recovery: Pick<Recovery, 'status'>): Figure[] {
   const { current, total } = figuresNamed('holdfast_');
   const commit = () => ledger.metrics().commit;

@@ -3,6 +3,7 @@ import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import type { LedgerContext } from '../../src/intercept/ledger/context.ts';
 import { ledgerInterceptors } from '../../src/intercept/ledger/interceptors.ts';
+import { StreamLimit } from '../../src/intercept/ledger/stream-limit.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, type Sidecar, startSidecar } from '../support/sidecar.ts';
 import { type Ask, asking, type ScopedProxy, startScopedProxy } from './scoped-proxy.ts';
@@ -24,7 +25,15 @@ describe.each(kvKinds)('a ledgered stream of a scope that the KV store has just 
     const database = await startTestPostgres();
     sidecar = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: NEVER_MS });
     const { ledger, recovery } = sidecar;
-    const context: LedgerContext = { ledger, recovery, holdMs: 5000, entryBytesMax: 1024, onFailure: 'refuse' };
+    const streamLimit = new StreamLimit(ledger.streams, { streamsMax: 9, scopeStreamsMax: 5 });
+    const context: LedgerContext = {
+      ledger,
+      recovery,
+      streamLimit,
+      holdMs: 5000,
+      entryBytesMax: 1024,
+      onFailure: 'refuse',
+    };
     proxy = await startScopedProxy(kv.port, {
       users: {
         tenant: { scope: 'tenant:' },
@@ -88,5 +97,24 @@ describe.each(kvKinds)('a ledgered stream of a scope that the KV store has just 
     await clientOf(kv.port).flushall();
     expect(await worker('HOLDFAST', 'SCOPE', 'INVALIDATE', 'org', 'one')).toBe(0);
     await comesBack(['0 v1/org/two/1/lost']);
+  });
+
+  test('a scope may have so many streams, all together may have so many, and what is refused writes nothing', async () => {
+    for (let n = 0; n < 5; n += 1) expect(await ask('XADD', `s${n}`, '*', 'n', '1')).toMatch(/^\d+-0$/);
+    expect(await ask('XADD', 's5', '*', 'n', '1')).toMatch(/^!LIMIT this scope .*ledger.scopeStreamsMax \(5\)/);
+    expect(await ask('XGROUP', 'CREATE', 's5', 'g', '$', 'MKSTREAM')).toMatch(/^!LIMIT/);
+    await ask('MULTI');
+    await ask('XADD', 's5', '*', 'n', '1');
+    expect(await ask('EXEC')).toMatch(/^!LIMIT/);
+    // What it has goes on, and others do not notice.
+    expect(await ask('XADD', 's0', '*', 'n', '2')).toMatch(/^\d+-0$/);
+    const other = asking(await proxy.login('other'));
+    for (let n = 0; n < 4; n += 1) expect(await other('XADD', `s${n}`, '*', 'n', '1')).toMatch(/^\d+-0$/);
+    expect(await other('XADD', 's4', '*', 'n', '1')).toMatch(/^!LIMIT the ledger .*ledger.streamsMax \(9\)/);
+    expect(names().length).toBe(9);
+    expect(await clientOf(kv.port).exists('tenant:s5', 'other:s4')).toBe(0);
+    // One that is gone makes room.
+    expect(await other('DEL', 's0')).toBe(1);
+    expect(await other('XADD', 's4', '*', 'n', '1')).toMatch(/^\d+-0$/);
   });
 });

@@ -3,6 +3,7 @@ import { Redis } from 'ioredis';
 import pino from 'pino';
 import { afterEach } from 'vitest';
 import { ledgerInterceptors } from '../../src/intercept/ledger/interceptors.ts';
+import { StreamLimit } from '../../src/intercept/ledger/stream-limit.ts';
 import { type Ledger, type LedgerOptions, openLedger } from '../../src/ledger/ledger.ts';
 import { streamFilter } from '../../src/ledger/stream-filter.ts';
 import type { ProxyLimits } from '../../src/proxy/limits.ts';
@@ -104,6 +105,7 @@ export async function startSidecar(options: SidecarOptions): Promise<Sidecar> {
       holdMs,
       entryBytesMax: options.entryBytesMax ?? 16 * 1024 * 1024,
       onFailure: options.onFailure ?? 'refuse',
+      streamLimit: new StreamLimit(ledger.streams, { streamsMax: 1e6, scopeStreamsMax: 1e6 }),
     }),
     upstreamListener: {
       connected: (facts) => void recovery.upstreamConnected(facts),

@@ -4,12 +4,15 @@ import type { Exchange } from '../../interceptor.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
 import type { Recovery } from '../../recovery/recovery.ts';
+import type { StreamLimit } from './stream-limit.ts';
 
 export interface LedgerContext {
   readonly ledger: Ledger;
   readonly recovery: Recovery;
   /** How long a command waits for a stream that is being restored, in milliseconds; a blocking read waits as long as it would block. */
   readonly holdMs: number;
+  /** How many streams may begin. */
+  readonly streamLimit: StreamLimit;
   /** An entry whose fields are longer is refused. */
   readonly entryBytesMax: number;
   /** Without Postgres: refuse entries, or take them and repair the ledger afterwards. */

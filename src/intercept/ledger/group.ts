@@ -23,6 +23,7 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
   async function create(exchange: Exchange, key: Buffer, name: Buffer): Promise<void> {
     let stream: Stream | undefined;
     const begin = async (): Promise<void> => {
+      if (knownStream(context, exchange, key) === undefined) context.streamLimit.take(exchange);
       stream = await ledger.streams.resolve(exchange.session.database, key).catch(unavailable);
     };
     exchange.onReply(async (reply) => {

@@ -109,6 +109,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
         exchange.respond(refusal);
         return;
       }
+      context.streamLimit.take(exchange);
     }
     let stream: Stream;
     try {
@@ -134,6 +135,9 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
     let xadd: XaddExchange | undefined;
     beforeExec(exchange, async () => {
       let stream: Stream;
+      if (ledger.streams.find(exchange.session.database, exchange.args[1]!) === undefined) {
+        context.streamLimit.take(exchange);
+      }
       try {
         stream = await resolve(exchange);
       } catch (thrown) {
