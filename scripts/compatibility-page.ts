@@ -18,6 +18,9 @@ const WAYS: Readonly<Record<Carriage, string>> = {
   unsubscribe: 'the lane of its subscriptions',
   sticky: 'dedicated lane until RESET or the end of the session',
   raw: 'dedicated lane until the end of the session, its bytes untouched',
+  replication:
+    'dedicated lane until the end of the session; REPLCONF ACK and GETACK, which have no reply, are not sent',
+  debugging: 'dedicated lane until the end of the session; from the script on that is debugged, bytes untouched',
   control: 'a lane with nothing else on it',
   session: 'answered by Holdfast',
 };

@@ -41,6 +41,12 @@ export interface SessionView {
   onClose(listener: () => void): void;
 }
 
+/** What was answered right before a request and right behind it. */
+export interface Surrounding {
+  readonly before: Promise<Buffer | undefined>;
+  readonly after: Promise<Buffer | undefined>;
+}
+
 /** One intercepted request on its way. Arguments and replies are owned by the exchange and may be kept. */
 export interface Exchange {
   readonly session: SessionView;
@@ -90,6 +96,11 @@ export interface Exchange {
   /** Queued: whether the KV store has taken it into its queue. A promise while its answer is on the way; it never rejects. */
   inQueue(): boolean | Promise<boolean>;
   /**
+   * Sends `args` right before this request and right behind it, on the same connection, and gives both replies; `undefined` for one that
+   * is lost. Only inside `request`, and not of a queued exchange. For a request that is never sent they do not come.
+   */
+  surround(args: readonly Buffer[]): Surrounding;
+  /**
    * Runs another command for this session through the interceptors behind the one that asks, and gives its reply: on the
    * session's own lane, behind everything that was sent before, or in another database. Only inside `request`, and not of
    * a queued exchange. Rejects as `resend` does.
@@ -134,6 +145,8 @@ export interface Glance {
   late(exchange: Exchange, form: SentForm | undefined): void;
   /** What the request that was marked last is sent as. Requests in a row with one and the same form are sent in one run. */
   readonly form?: SentForm | undefined;
+  /** It never marks a request. Beside such ones another interceptor's glance has its use, and each of them has its say. */
+  readonly sieves?: boolean;
   /** Replies that are null are not looked at either. */
   readonly errorsOnly?: boolean;
 }
@@ -149,7 +162,7 @@ export interface SentForm {
 
 export interface Interceptor {
   readonly name: string;
-  /** Has a use only where no other interceptor looks at the command. */
+  /** Has a use only where no other interceptor looks at the command, but for those that sieve. */
   readonly glance?: Glance;
   /** Called for sessions with a scope, or without one, only; costs others nothing. */
   readonly sessions?: 'scoped' | 'unscoped';

@@ -110,6 +110,11 @@ export class StreamRegistry {
     return this.#byId.values();
   }
 
+  /** Those of one database. */
+  in(database: number): Iterable<Stream> {
+    return this.#byName.get(database)?.values() ?? [];
+  }
+
   find(database: number, name: Buffer): Stream | undefined {
     return this.#byName.get(database)?.get(name.toString('latin1'));
   }

@@ -27,14 +27,14 @@ import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
 import { type Compared, compareStreams } from './detect/compare-streams.ts';
 import { Discovery } from './detect/discover.ts';
-import { learnLastIds, outdatedStreams, readKnownStreams } from './detect/known-streams.ts';
+import { learnProgress, outdatedStreams, readKnownStreams } from './detect/known-streams.ts';
 import { LargeStreams } from './detect/large-streams.ts';
-import type { KnownStream } from './detect/verdict.ts';
+import { compare, type KnownStream } from './detect/verdict.ts';
 import { KvConnection } from './kv/connection.ts';
 import { presentEntries } from './kv/entries.ts';
 import { placeWitness, readWitness, refuseForeignWitness } from './kv/epoch-key.ts';
 import { withdrawEntry } from './kv/remove-entry.ts';
-import { parseServerIdentity, type ServerIdentity } from './kv/snapshot.ts';
+import { parseServerIdentity, readSnapshot, type ServerIdentity, type StreamState } from './kv/snapshot.ts';
 import { Leadership } from './leadership.ts';
 import { Acknowledgements } from './reconcile/acknowledgements.ts';
 import { saveCheckpoints } from './reconcile/checkpoint.ts';
@@ -44,6 +44,7 @@ import { Reconciler } from './reconcile/reconciler.ts';
 import { Publications } from './restore/publications.ts';
 import { Mending } from './restore/repair-loop.ts';
 import { ClientChanges } from './settle/client-changes.ts';
+import { ScriptRuns } from './settle/script-runs.ts';
 import { type KvState, StreamGate } from './stream-gate.ts';
 
 export interface RecoveryOptions {
@@ -96,7 +97,9 @@ const RETRY_MS = 50;
 const LOOK_INTERVAL_MS_MAX = 5_000;
 const HANGING_MS_MAX = 10_000;
 const LEAD_WITHOUT_KV_MS = 2_000;
-const DISCOVERY_MS_MAX = 1_000;
+/** Of each look: some 100,000 keys, and a twentieth of the KV store's time. */
+const DISCOVERY_MS = 50;
+const FIRST_DISCOVERY_MS_MAX = 1_000;
 /** Sidecars take note of their KV store at every look; looks are at most `LOOK_INTERVAL_MS_MAX` apart. */
 const SIGN_OF_LIFE_MS_MAX = LOOK_INTERVAL_MS_MAX + 1_000;
 const OTHER_KV_POLL_MS = 250;
@@ -110,6 +113,8 @@ export class Recovery {
   /** What clients did on purpose, to be taken in. */
   readonly changes: ClientChanges;
   readonly acknowledgements: Acknowledgements;
+  /** Scripts on their way. */
+  readonly scripts: ScriptRuns;
   readonly #address: KvAddress;
   readonly #lookIntervalMs: number;
   readonly #closeLanes: RecoveryOptions['closeLanes'];
@@ -166,6 +171,7 @@ export class Recovery {
     this.#discovery = new Discovery(options.ledger, options.ledgered);
     const connect = () => this.#connect();
     this.changes = new ClientChanges(options.ledger, connect, options.log);
+    this.scripts = new ScriptRuns(options.ledger, connect, this.changes, options.log);
     this.acknowledgements = new Acknowledgements(options.ledger, connect, options.log);
     this.#mending = new Mending({
       ledger: options.ledger,
@@ -184,6 +190,11 @@ export class Recovery {
   /** Of the server that was compared last; empty before. */
   get runId(): string {
     return this.#identity?.runId ?? '';
+  }
+
+  /** A script may have made streams of these keys: they are looked at first. */
+  suspectStream(database: number, name: string): void {
+    this.#discovery.suspect(database, name);
   }
 
   /** Changes whenever the KV store may have become another one: compare what was read at two moments. */
@@ -523,9 +534,9 @@ export class Recovery {
     const known = await readKnownStreams(this.ledger.pool, undefined);
     // Notices make it sooner; that nothing is missed for long does not depend on them.
     await Promise.all(outdatedStreams(this.ledger.streams, known).map((id) => this.ledger.streams.refresh(id)));
-    learnLastIds(this.ledger.streams, known);
+    learnProgress(this.ledger.streams, known);
     const isAnother = before === undefined || isOther(before, identity);
-    const lost = (stream: KnownStream, cause: string) => this.#lost(stream, cause, lookedAt);
+    const lost = (stream: KnownStream, cause: string) => this.#lostUnlessWilled(stream, cause, lookedAt);
     const whole = this.#doubted || isAnother || this.gate.state !== 'open';
     this.#doubted = false;
     const compared = await compareStreams(
@@ -533,6 +544,7 @@ export class Recovery {
       known,
     );
     if (leads) await this.#keep(connection, lookedAt, compared);
+    await this.#discovery.lookAtSuspects(connection);
     this.#looks += 1;
     this.#lastLookMs = Math.round(performance.now() - started);
     this.#identity = identity;
@@ -591,16 +603,16 @@ export class Recovery {
         leaderEpoch,
         log: this.#log,
         lost: async ({ known }, cause) => {
-          await this.#lost(known, cause, lookedAt);
+          await this.#lostUnlessWilled(known, cause, lookedAt);
         },
       },
       looked,
       deferred,
     );
     // The first time all at once: what is there must be known before it can be missed.
-    const until = Date.now() + DISCOVERY_MS_MAX;
+    const until = Date.now() + (this.#discovered ? DISCOVERY_MS : FIRST_DISCOVERY_MS_MAX);
     let walked = await this.#discovery.step(connection);
-    while (!walked && !this.#discovered && Date.now() < until) walked = await this.#discovery.step(connection);
+    while (!walked && Date.now() < until) walked = await this.#discovery.step(connection);
     this.#discovered ||= walked;
   }
 
@@ -610,6 +622,20 @@ export class Recovery {
     if (noted === this.#noted) return;
     await this.ledger.kv.compared(this.#leadership.epoch, identity, admitsNobody);
     this.#noted = noted;
+  }
+
+  /** What a script that came through Holdfast did is no loss: those that run are waited for, then the stream is looked at again. */
+  async #lostUnlessWilled(known: KnownStream, cause: string, lookedAt: Date): Promise<void> {
+    if (!(await this.scripts.settled(known.streamId))) {
+      await this.#lost(known, cause, lookedAt);
+      return;
+    }
+    const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
+    const [now] = await readKnownStreams(this.ledger.pool, [known.streamId]);
+    if (now === undefined || now.epoch !== known.epoch || now.ending) return;
+    const { streams, nowMs } = await readSnapshot(await this.#connect(), [now]);
+    const verdict = compare(now, streams[0] as StreamState, nowMs);
+    if (verdict.kind === 'lost') await this.#lost(now, verdict.cause, rows[0]!.now);
   }
 
   async #lost(

@@ -8,6 +8,7 @@ import { ledgerGroup } from './group.ts';
 import { ledgerHold } from './hold.ts';
 import { ledgerRead } from './read.ts';
 import { ledgerReshape } from './reshape.ts';
+import { ledgerScripts } from './script.ts';
 import { ledgerXadd } from './xadd.ts';
 
 export function ledgerInterceptors(context: LedgerContext): Interceptor[] {
@@ -19,6 +20,7 @@ export function ledgerInterceptors(context: LedgerContext): Interceptor[] {
     ledgerDelete(context),
     ledgerReshape(context),
     ledgerHold(context),
+    ...ledgerScripts(context),
     ledgerExec(),
   ];
 }

@@ -17,6 +17,7 @@ import {
   releaseTransaction,
   type Transaction,
 } from '../session/session-state.ts';
+import { exclusively, LOST } from './ask.ts';
 import { blockOptionAt, sendBlocking } from './blocked-request.ts';
 import { answerSessionCommand, queuedSessionCommand, unknownSubcommand } from './client-commands.ts';
 import {
@@ -73,6 +74,10 @@ export function dispatch(session: Session, asked: Request): void {
     // The server judges what may be sent now.
     if (carriage === 'subscribe' || carriage === 'unsubscribe') sendSubscription(session, request);
     else onLane(session, Pin.subscribed, () => forward(session, request));
+    return;
+  }
+  if (session.debugs && (name === 'eval' || name === 'eval_ro')) {
+    enterRawMode(session, request);
     return;
   }
   switch (carriage) {
@@ -132,7 +137,13 @@ export function dispatch(session: Session, asked: Request): void {
       sendSticky(session, request, request.command!.name);
       return;
     case 'raw':
-      sendRaw(session, request);
+      sendRaw(session, request, enterRawMode);
+      return;
+    case 'replication':
+      sendRaw(session, request, sendReplicaSetting);
+      return;
+    case 'debugging':
+      sendRaw(session, request, setDebugging);
       return;
     case 'control':
       sendControl(session, request);
@@ -287,6 +298,8 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           else refuseQueueing(session, request, transaction);
           return;
         case 'raw':
+        case 'replication':
+        case 'debugging':
           refuseQueueing(session, request, transaction);
           return;
         default:
@@ -532,15 +545,15 @@ function abandon(session: Session, transaction: Transaction): void {
 
 // ------------------------------------------------------------------ raw mode
 
-function sendRaw(session: Session, request: Request): void {
+function sendRaw(session: Session, request: Request, enter: (session: Session, request: Request) => void): void {
   if (request.plan.interceptors.length === 0) {
-    enterRawMode(session, request);
+    enter(session, request);
     return;
   }
   const exchange = newExchange(session, request, false, []);
   intercept(session, exchange, request, () => {
     if (exchange.answer !== undefined) session.inTurn(() => exchange.settleAnswer());
-    else enterRawMode(session, new Request(request.plan, exchange.args, undefined));
+    else enter(session, new Request(request.plan, exchange.args, undefined));
   });
 }
 
@@ -559,6 +572,40 @@ function enterRawMode(session: Session, request: Request): void {
     session.lift(Hold.request);
   };
   session.whenQuiet(() => session.onLane(Pin.raw, () => session.whenQuiet(begin), refused));
+}
+
+/** SCRIPT DEBUG: the server decides, behind nothing that is still to be answered, and may be asked to end it again. */
+function setDebugging(session: Session, request: Request): void {
+  const silent = session.replyMode !== 'on';
+  exclusively(session, async () => {
+    const reply = await new Promise<Buffer>((resolve) => {
+      // Again on the lane, for what a new one is set up with.
+      const ask = (): void =>
+        session.whenQuiet(() => session.sendIgnored(request.args, (said) => resolve(said ?? LOST)));
+      session.onLane(Pin.sticky, ask, resolve);
+    });
+    session.laneDirty = true;
+    if (reply[0] !== MINUS) session.debugs = !request.is(2, 'no');
+    if (!session.debugs && session.setup.size === 0) session.pins &= ~Pin.sticky;
+    if (!silent) session.output.write(reply);
+  });
+}
+
+/** REPLCONF says something of the connection, on which SYNC or PSYNC may follow. */
+function sendReplicaSetting(session: Session, request: Request): void {
+  const { args } = request;
+  const unanswered = args.some((_, at) => at % 2 === 1 && (request.is(at, 'ack') || request.is(at, 'getack')));
+  if (args.length % 2 === 0 || !unanswered) {
+    sendSticky(session, request, `replconf ${args[1]?.toString('latin1').toLowerCase()}`);
+    return;
+  }
+  // Of no replica it means nothing and has no reply; whether this user may say it, one without options tells.
+  const silent = session.replyMode !== 'on';
+  onLane(session, 0, () => {
+    session.sendIgnored(args.slice(0, 1), (reply) => {
+      if (!silent && reply?.[0] === MINUS) session.output.write(reply);
+    });
+  });
 }
 
 /** CLIENT PAUSE makes this command wait, as if it blocked. */

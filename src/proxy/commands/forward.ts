@@ -165,9 +165,12 @@ export function sendExchange(session: Session, exchange: PendingExchange, reques
   session.onLane(
     pin,
     () => {
+      const { probe } = exchange;
+      if (probe !== undefined) session.sendIgnored(probe.args, probe.before);
       session.inFlight += 1;
       session.lane!.sendWhole(exchange, exchange.args === request.args ? request.bytes : encode.request(exchange.args));
       if (request.plan.endless) occupyLane(session);
+      if (probe !== undefined) session.sendIgnored(probe.args, probe.after);
     },
     (reply) => {
       session.inFlight += 1;

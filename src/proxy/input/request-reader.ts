@@ -278,6 +278,7 @@ export class SessionInput {
       lane.state === 'ready' &&
       !lane.congested &&
       this.session.transaction === undefined &&
+      !this.session.debugs &&
       this.session.replyMode === 'on' &&
       (this.session.dedicated ||
         (this.session.pins === 0 &&

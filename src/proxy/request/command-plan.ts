@@ -4,7 +4,7 @@
  */
 import type { CommandEntry, KeyRange } from '../../command/command.ts';
 import { type CommandTable, commandTable } from '../../command/table.ts';
-import type { Glance, Interceptor } from '../../interceptor.ts';
+import { EXCHANGE, type Glance, type Interceptor } from '../../interceptor.ts';
 
 export type Carriage =
   /** Shared lane. */
@@ -28,6 +28,10 @@ export type Carriage =
   | 'sticky'
   /** Dedicated lane without framing until the end of the session. */
   | 'raw'
+  /** Dedicated lane until the end of the session, framed until SYNC or PSYNC. */
+  | 'replication'
+  /** Dedicated lane, without framing from the script on that is debugged. */
+  | 'debugging'
   /** A lane with nothing else on it, so that it gets through while the server is busy. */
   | 'control'
   /** Answered by Holdfast, for it speaks of Holdfast's clients or decides which lanes the session uses. */
@@ -48,8 +52,8 @@ const CARRIAGES: Readonly<Record<string, Carriage>> = {
   monitor: 'raw',
   sync: 'raw',
   psync: 'raw',
-  replconf: 'raw',
-  'script|debug': 'raw',
+  replconf: 'replication',
+  'script|debug': 'debugging',
   readonly: 'sticky',
   readwrite: 'sticky',
   asking: 'blocking',
@@ -124,6 +128,31 @@ export interface CommandPlans {
 /** Tells which commands of scoped sessions need nothing but a prefix before their keys. */
 export type PrefixedKeys = (command: CommandEntry) => KeyRange | undefined;
 
+/** Of interceptors that all decide on the bytes, and of which one at most marks requests. */
+function glanceOf(interceptors: readonly Interceptor[]): Glance | undefined {
+  const glances = interceptors.map(({ glance }) => glance);
+  if (!glances.every((glance) => glance !== undefined)) return undefined;
+  const sieves = glances.filter((glance) => glance.sieves === true);
+  const marking = glances.filter((glance) => glance.sieves !== true);
+  if (marking.length > 1) return undefined;
+  const last = marking[0] ?? sieves.pop();
+  if (last === undefined || sieves.length === 0) return last;
+  return {
+    errorsOnly: last.errorsOnly === true,
+    get form() {
+      return last.form;
+    },
+    look(buffer, start, bounds, argc, prefix, session) {
+      for (let at = 0; at < sieves.length; at += 1) {
+        if (sieves[at]!.look(buffer, start, bounds, argc, prefix, session) === EXCHANGE) return EXCHANGE;
+      }
+      return last.look(buffer, start, bounds, argc, prefix, session);
+    },
+    answered: (mark, replies, bytes) => last.answered(mark, replies, bytes),
+    late: (exchange, form) => last.late(exchange, form),
+  };
+}
+
 /**
  * Decides for every command of the table. `interceptors` are in the order of their calls; `prefixedKeys` is given for
  * scoped sessions and stands in for interceptors that are for these only.
@@ -147,7 +176,7 @@ export function planCommands(interceptors: readonly Interceptor[], prefixedKeys?
       simple: carriage === 'shared' && rest.length === 0 && keys === undefined && !endless,
       container: false,
       prefixedKeys: keys,
-      glance: carriage === 'shared' && rest.length === 1 ? rest[0]!.glance : undefined,
+      glance: carriage === 'shared' ? glanceOf(rest) : undefined,
     };
   };
   const plans = table.entries.map(decide);

@@ -9,7 +9,7 @@
 import type { Logger } from 'pino';
 import type { CommandEntry } from '../../command/command.ts';
 import { HoldfastError, messageOf } from '../../errors.ts';
-import type { Exchange, Interceptor, SessionView } from '../../interceptor.ts';
+import type { Exchange, Interceptor, SessionView, Surrounding } from '../../interceptor.ts';
 import * as encode from '../../resp/encode.ts';
 import { aggregate, readReply } from '../../resp/reply.ts';
 import type { SessionOutput } from '../io/reply-buffer.ts';
@@ -44,6 +44,12 @@ export type ReplyMode = 'on' | 'off' | 'skip';
 const NOTHING = Buffer.alloc(0);
 const MINUS = 45;
 
+interface Probe {
+  readonly args: readonly Buffer[];
+  readonly before: (reply: Buffer | undefined) => void;
+  readonly after: (reply: Buffer | undefined) => void;
+}
+
 type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
 type Recover = (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>;
 
@@ -64,6 +70,9 @@ export class PendingExchange implements Exchange, OwedReply {
   replyMode: ReplyMode | undefined;
   /** Takes the reply in place of the client: of a command that an interceptor runs. */
   collect: ((reply: Buffer) => void) | undefined;
+
+  /** What is sent around the request. */
+  probe: Probe | undefined;
 
   private readonly host: ExchangeHost;
   private readonly transforms: Transform[] = [];
@@ -137,6 +146,21 @@ export class PendingExchange implements Exchange, OwedReply {
   private noteQueued(queued: boolean): void {
     this.queuedThere ??= queued;
     for (const waiter of this.queueWaiters.splice(0)) waiter(this.queuedThere);
+  }
+
+  surround(args: readonly Buffer[]): Surrounding {
+    let before: Probe['before'] = () => undefined;
+    let after: Probe['after'] = () => undefined;
+    const surrounding = {
+      before: new Promise<Buffer | undefined>((resolve) => {
+        before = resolve;
+      }),
+      after: new Promise<Buffer | undefined>((resolve) => {
+        after = resolve;
+      }),
+    };
+    this.probe = { args, before, after };
+    return surrounding;
   }
 
   /** One confirmation of a SUBSCRIBE or its kin, as the client gets it. */

@@ -89,6 +89,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   pins = 0;
   inFlight = 0;
   transaction: Transaction | undefined;
+  /** The next script is debugged: what it says has no framing, and its end is that of the connection. */
+  debugs = false;
   /** Watched keys may have changed unseen, since the connection that watched them is gone. */
   watchLost = false;
   lane: Lane | undefined;
@@ -426,7 +428,7 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
       this.output.finish();
       return;
     }
-    if (this.pins & (Pin.raw | Pin.streaming)) {
+    if (this.pins & (Pin.raw | Pin.streaming) || this.debugs) {
       this.close(`the connection to the KV store was lost: ${cause.message}`);
       return;
     }

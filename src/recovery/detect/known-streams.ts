@@ -113,11 +113,16 @@ export function outdatedStreams(registry: StreamRegistry, known: readonly KnownS
   return outdated;
 }
 
-/** What other sidecars have added since this process read the stream: an ID that is not above it is a sign of a loss. */
-export function learnLastIds(registry: StreamRegistry, known: readonly KnownStream[]): void {
-  for (const { streamId, lastId } of known) {
+/**
+ * What other sidecars have added, and looks have seen, since this process read the stream: an ID that is not above it, or no stream at
+ * all, is a sign of a loss.
+ */
+export function learnProgress(registry: StreamRegistry, known: readonly KnownStream[]): void {
+  for (const { streamId, lastId, present } of known) {
     const own = registry.byId(streamId);
-    if (own !== undefined && own.lastId.compare(lastId) < 0) own.lastId = lastId;
+    if (own === undefined) continue;
+    own.present ||= present;
+    if (own.lastId.compare(lastId) < 0) own.lastId = lastId;
   }
 }
 
