@@ -11,6 +11,7 @@
  * No success is told before the commit. When all is well `request` does not wait and `onReply` makes one promise.
  */
 import { setTimeout as delay } from 'node:timers/promises';
+import { batched } from '../../async/batcher.ts';
 import { HoldfastError } from '../../errors.ts';
 import type { Exchange, Interceptor } from '../../interceptor.ts';
 import {
@@ -72,6 +73,16 @@ function isLedgerDown(thrown: unknown): boolean {
 
 export function ledgerXadd(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
+
+  /** Whether a command is about to make another stream of it; its record is as it was then. Of many XADDs in trouble, those that wait ask at once. */
+  const lookAtReshaping = batched(async (streams: readonly Stream[]) => {
+    const open = new Map<Stream, boolean>();
+    for (const stream of new Set(streams)) {
+      open.set(stream, await ledger.intentions.areOpen(stream.streamId));
+      await ledger.streams.refresh(stream.streamId);
+    }
+    return streams.map((stream) => open.get(stream)!);
+  });
 
   function request(exchange: Exchange): void | Promise<void> {
     const { args } = exchange;
@@ -361,8 +372,7 @@ export function ledgerXadd(context: LedgerContext): Interceptor {
   async function reshaped({ stream, epoch }: XaddExchange): Promise<'ended' | 'moved' | undefined> {
     const unanswered = ledgerDown(context, 'the entry may or may not have been added');
     for (const until = Date.now() + context.holdMs; ; await delay(RESHAPING_MS)) {
-      const open = await ledger.intentions.areOpen(stream.streamId).catch(unanswered);
-      await ledger.streams.refresh(stream.streamId).catch(unanswered);
+      const open = await lookAtReshaping(stream).catch(unanswered);
       if (stream.ended) return 'ended';
       if (stream.epoch !== epoch) return 'moved';
       if (!open || Date.now() > until) return undefined;
