@@ -25,10 +25,10 @@ import type { SentUnder } from '../ledger/intention-store.ts';
 import type { Ledger, LedgerNotice } from '../ledger/ledger.ts';
 import type { StreamFilter } from '../ledger/stream-filter.ts';
 import type { Stream } from '../ledger/stream-registry.ts';
-import { type Compared, compareStreams } from './detect/compare-streams.ts';
+import { type Compared, compareStreams, UnreadStreams } from './detect/compare-streams.ts';
 import { Discovery } from './detect/discover.ts';
 import { learnProgress, outdatedStreams, readKnownStreams } from './detect/known-streams.ts';
-import { LargeStreams } from './detect/large-streams.ts';
+import { ReadingOrder } from './detect/reading-order.ts';
 import { compare, type KnownStream } from './detect/verdict.ts';
 import { KvConnection } from './kv/connection.ts';
 import { presentEntries } from './kv/entries.ts';
@@ -76,7 +76,7 @@ export interface RecoveryStatus {
   }[];
   /** `troubled` has the first of them. */
   readonly troubledTotal: number;
-  /** Of them those whose last attempt to restore or publish them failed. */
+  /** Of them those that could not be restored, published or read at the last attempt. */
   readonly failing: number;
   readonly failuresTotal: number;
   readonly looksTotal: number;
@@ -93,6 +93,8 @@ export interface RecoveryStatus {
 }
 
 const COMMAND_TIMEOUT_MS = 1500;
+/** Code of a failure to read some streams from a KV store that is not down. */
+const UNREAD = 'UNREAD';
 const RETRY_MS = 50;
 const LOOK_INTERVAL_MS_MAX = 5_000;
 const HANGING_MS_MAX = 10_000;
@@ -124,7 +126,7 @@ export class Recovery {
   readonly #reconciler = new Reconciler();
   readonly #pendingPages = new PendingPages();
   readonly #discovery: Discovery;
-  readonly #large = new LargeStreams();
+  readonly #order = new ReadingOrder();
   readonly #mending: Mending;
   #discovered = false;
 
@@ -213,7 +215,7 @@ export class Recovery {
     );
     this.#started = true;
     try {
-      await this.#lookOnce();
+      await this.#firstLook();
     } catch (thrown) {
       if (!(await this.#mayStartWithout(thrown))) {
         await this.stop();
@@ -224,6 +226,18 @@ export class Recovery {
     this.#mending.work();
     this.#schedule();
     this.#guard = setInterval(() => void this.#identify(), this.#lookIntervalMs);
+  }
+
+  /** Again where a stream could not be read, which is left out then. */
+  async #firstLook(): Promise<void> {
+    for (;;) {
+      try {
+        return await this.#lookOnce();
+      } catch (thrown) {
+        if (!(thrown instanceof HoldfastError) || thrown.code !== UNREAD) throw thrown;
+        this.#log.error({ err: thrown }, 'a stream of the KV store could not be compared with the ledger');
+      }
+    }
   }
 
   /** A KV store that is away takes nothing from a ledger that knows it: this sidecar starts in an outage. */
@@ -264,6 +278,7 @@ export class Recovery {
     const { restores, entriesRestored, aliases, observed, possibleDuplicates, lastRestoreMs } = this.#mending.totals;
     const troubled = [...this.ledger.streams.all()].filter((stream) => stream.mode !== 'normal');
     const { failing } = this.#mending;
+    const unread = [...this.#order.unanswered].flatMap((streamId) => this.ledger.streams.byId(streamId) ?? []);
     return {
       state: this.gate.state,
       stateSince: this.gate.stateSince,
@@ -271,14 +286,14 @@ export class Recovery {
       leaderEpoch: this.#leadership.epoch,
       runId: this.#identity?.runId ?? '',
       streams: this.ledger.streams.size,
-      troubled: troubled.slice(0, 100).map((stream) => ({
-        stream: stream.name.toString(),
-        database: stream.database,
-        mode: stream.mode,
-        cause: causeOf(stream, failing.get(stream.streamId)),
-      })),
-      troubledTotal: troubled.length,
-      failing: failing.size,
+      troubled: [
+        ...troubled.map((stream) => ({ stream, cause: causeOf(stream, failing.get(stream.streamId)) })),
+        ...unread.map((stream) => ({ stream, cause: 'the KV store does not answer when it is read' })),
+      ]
+        .slice(0, 100)
+        .map(({ stream: { name, database, mode }, cause }) => ({ stream: name.toString(), database, mode, cause })),
+      troubledTotal: troubled.length + unread.length,
+      failing: failing.size + unread.length,
       failuresTotal: this.#mending.totals.failures,
       looksTotal: this.#looks,
       lossesTotal: this.#losses,
@@ -448,12 +463,14 @@ export class Recovery {
       const now = parseServerIdentity(String(await connection.command(0, ['INFO'])));
       if (before === this.#identity && (now.role !== 'master' || now.loading || isOther(before, now))) this.#suspect();
     } catch {
-      this.#suspect();
+      // Of one that was given up meanwhile nothing follows.
+      if (connection === this.#connection) this.#suspect();
     }
   }
 
   #lookFailed(thrown: unknown): void {
     this.#lastError = messageOf(thrown);
+    this.#doubted = true;
     const ofLedger = !(thrown instanceof HoldfastError) && this.ledger.postgres.failed(thrown);
     if (!ofLedger) {
       this.#dropConnection();
@@ -539,10 +556,14 @@ export class Recovery {
     const lost = (stream: KnownStream, cause: string) => this.#lostUnlessWilled(stream, cause, lookedAt);
     const whole = this.#doubted || isAnother || this.gate.state !== 'open';
     this.#doubted = false;
+    this.#order.begin(`${identity.runId} ${identity.replicationId}`);
     const compared = await compareStreams(
-      { ledger: this.ledger, connection, identity, isAnother, large: this.#large, whole, lost },
+      { ledger: this.ledger, connection, identity, isAnother, order: this.#order, whole, lost },
       known,
-    );
+    ).catch(async (thrown: unknown) => {
+      if (thrown instanceof UnreadStreams) await this.#judgeUnread(thrown, identity);
+      throw thrown;
+    });
     if (leads) await this.#keep(connection, lookedAt, compared);
     await this.#discovery.lookAtSuspects(connection);
     this.#looks += 1;
@@ -582,6 +603,22 @@ export class Recovery {
       }
       await sleep(OTHER_KV_POLL_MS);
     }
+  }
+
+  /** Rejects with another error than KVDOWN where the server that did not answer gives other answers: it is not down. */
+  async #judgeUnread(unread: UnreadStreams, identity: ServerIdentity): Promise<void> {
+    if (unread.streams.length === 0) return;
+    this.#dropConnection();
+    const connection = await this.#connect();
+    const now = parseServerIdentity(String(await connection.command(0, ['INFO'])));
+    if (isOther(identity, now)) return;
+    const pauseMs = this.#order.unread(unread.streams.map(({ streamId }) => streamId));
+    const [first] = unread.streams;
+    const text =
+      first === undefined || pauseMs === undefined
+        ? 'the KV store did not answer when streams were read, they are read one by one'
+        : `the KV store does not answer when the stream ${first.name.toString()} is read; it is not compared for ${pauseMs / 1000} s`;
+    throw new HoldfastError(UNREAD, text, { cause: unread });
   }
 
   /** What the leader does with a good look. */

@@ -6,7 +6,7 @@ import { startLedgerLink } from '../support/ledger-link.ts';
 import { kvKinds, startKv, startTestPostgres } from '../support/servers.ts';
 import { clientOf, eventually, restored, type Sidecar, startAnew, startSidecar } from '../support/sidecar.ts';
 
-const DELETIONS = 300_000;
+const DELETIONS = 100_000;
 
 describe.each(kvKinds)('with %s', (kind) => {
   let link: TcpProxy | undefined;
@@ -58,7 +58,7 @@ describe.each(kvKinds)('with %s', (kind) => {
       const before = link.bytesFromServers;
       await sidecar.recovery.look();
       await restored(sidecar);
-      expect(link.bytesFromServers - before).toBeLessThan(512 * 1024);
+      expect(link.bytesFromServers - before).toBeLessThan(256 * 1024);
       const back = (await direct.xrange('s', '-', '+')).map(([id]) => id);
       expect(back).toEqual(held ? ['1-0', ids[1]] : [ids[1]]);
 
@@ -98,8 +98,10 @@ describe.each(kvKinds)('with %s', (kind) => {
     expect(status()).toMatchObject({ failing: 1, restoresTotal: 0, lastError: 'too much to read' });
     expect(figure('recovery_failing_streams')).toBe(1);
     expect(figure('recovery_failures_total')).toBeGreaterThan(0);
-    const recoveries = await sidecar.ledger.pool.query('SELECT last_error FROM holdfast.recovery');
-    expect(recoveries.rows).toEqual([{ last_error: 'too much to read' }]);
+    await eventually('it is noted', async () => {
+      const recoveries = await sidecar.ledger.pool.query('SELECT last_error FROM holdfast.recovery');
+      return recoveries.rows[0]?.last_error === 'too much to read';
+    });
 
     await sidecar.ledger.pool.query(definition);
     await restored(sidecar);

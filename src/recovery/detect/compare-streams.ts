@@ -1,11 +1,11 @@
 /** One look at all streams: what the ledger knows of them against what the KV store says of them now. */
-import { HoldfastError } from '../../errors.ts';
+import { HoldfastError, messageOf } from '../../errors.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
-import type { KvConnection } from '../kv/connection.ts';
+import { isTimeout, type KvConnection } from '../kv/connection.ts';
 import { readSnapshot, type ServerIdentity } from '../kv/snapshot.ts';
 import type { Looked } from '../reconcile/checkpoint.ts';
-import type { LargeStreams } from './large-streams.ts';
 import { missingEntry } from './missing-newest.ts';
+import type { ReadingOrder } from './reading-order.ts';
 import { compare, EXPIRED, type KnownStream } from './verdict.ts';
 
 export interface Comparison {
@@ -15,7 +15,7 @@ export interface Comparison {
   readonly identity: ServerIdentity;
   /** This KV store was not compared before. */
   readonly isAnother: boolean;
-  readonly large: LargeStreams;
+  readonly order: ReadingOrder;
   /** All that is large is read too. */
   readonly whole: boolean;
   lost(stream: KnownStream, cause: string): Promise<void>;
@@ -31,19 +31,35 @@ export interface Compared {
 /** The script that reads so many streams blocks the KV store for about a millisecond. */
 const STREAMS_PER_SNAPSHOT = 64;
 
+/** The KV store did not answer in time when these were read. It may answer others. */
+export class UnreadStreams extends HoldfastError {
+  readonly streams: readonly KnownStream[];
+
+  constructor(streams: readonly KnownStream[], cause: unknown) {
+    super('KVDOWN', messageOf(cause), { cause });
+    this.streams = streams;
+  }
+}
+
 /** Tells of each stream that lost something, ends what is over, and gives what compared well. */
 export async function compareStreams(context: Comparison, known: readonly KnownStream[]): Promise<Compared> {
-  const { ledger, connection, identity, large } = context;
-  large.keep(new Set(known.map(({ streamId }) => streamId)));
-  const later = context.whole ? new Set<number>() : large.deferred();
+  const { ledger, connection, identity, order } = context;
+  order.keep(new Set(known.map(({ streamId }) => streamId)));
+  const later = order.deferred(context.whole);
   const looked: Looked[] = [];
   const deferred: KnownStream[] = [];
   for (let from = 0; from < known.length; ) {
-    const chunk = known.slice(from, from + STREAMS_PER_SNAPSHOT);
+    const chunk = known.slice(from, from + order.together(known, from, STREAMS_PER_SNAPSHOT));
     const snapshot = await readSnapshot(
       connection,
       chunk.map(({ streamId, database, name }) => ({ database, name, presence: later.has(streamId) })),
-    );
+    ).catch((thrown: unknown) => {
+      if (!isTimeout(thrown)) throw thrown;
+      throw new UnreadStreams(
+        chunk.filter(({ streamId }) => !later.has(streamId)),
+        thrown,
+      );
+    });
     if (
       snapshot.runId !== identity.runId ||
       snapshot.replicationId !== identity.replicationId ||
@@ -58,7 +74,7 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
         deferred.push(stream);
         continue;
       }
-      large.read(stream.streamId, actual);
+      order.read(stream.streamId, actual);
       // Of one that is about to end or move nothing can be concluded, nor saved.
       if (stream.mode === 'restoring' || stream.ending) continue;
       let verdict = compare(stream, actual, snapshot.nowMs);

@@ -115,6 +115,11 @@ while at <= #ARGV do
 end
 return replies`;
 
+/** There was no answer in time; the connection may still give one. */
+export function isTimeout(thrown: unknown): boolean {
+  return thrown instanceof HoldfastError && thrown.code === 'KVDOWN' && /timed out/i.test(thrown.message);
+}
+
 /** The KV store refused because it has no memory left. */
 export function isOutOfMemory(thrown: unknown): boolean {
   return thrown instanceof Error && thrown.message.startsWith('OOM ');
