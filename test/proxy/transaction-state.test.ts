@@ -51,6 +51,7 @@ const CASES: Readonly<Record<string, readonly string[]>> = {
     'EXEC',
   ],
   'UNWATCH outside': ['WATCH k', 'SET k w', 'UNWATCH', 'SELECT 1', 'SELECT 0', 'MULTI', 'GET k', 'EXEC'],
+  'RESET behind SELECT of a database that nobody was in yet': ['MULTI', 'SELECT 7', 'RESET', 'ECHO hello', 'ECHO end'],
   'CLIENT REPLY ON, and one with a mistake': ['MULTI', 'CLIENT REPLY ON', 'CLIENT REPLY MAYBE', 'EXEC', 'ECHO end'],
 };
 

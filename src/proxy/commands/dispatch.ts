@@ -403,7 +403,7 @@ function enqueueSelect(session: Session, request: Request, transaction: Transact
     select(true);
     return;
   }
-  session.hold(Hold.request);
+  session.hold(Hold.database);
   resendOn(session, set, PING)
     .then(
       () => select(true),
@@ -416,7 +416,7 @@ function enqueueSelect(session: Session, request: Request, transaction: Transact
         session.answer(encode.error(thrown.toReplyText()));
       },
     )
-    .finally(() => session.lift(Hold.request));
+    .finally(() => session.lift(Hold.database));
 }
 
 function isUnreachable(thrown: unknown): thrown is HoldfastError {

@@ -67,6 +67,8 @@ export const Hold = {
   undecided: 64,
   /** What it is blocked on is being asked again on another connection. */
   blocked: 128,
+  /** Whether there is the database that a queued SELECT names is being asked. */
+  database: 256,
 } as const;
 
 /** Why a session needs a lane of its own. */
