@@ -117,4 +117,26 @@ describe.each(kvKinds)('a ledgered stream of a scope that the KV store has just 
     expect(await other('DEL', 's0')).toBe(1);
     expect(await other('XADD', 's4', '*', 'n', '1')).toMatch(/^\d+-0$/);
   });
+
+  test.each(['KEYS[1]', "string.sub(KEYS[1], 1, -2) .. 't'"])(
+    "does not come back after a script deleted %s, nor is another scope's touched",
+    async (key) => {
+      const fenced = await startScopedProxy(kv.port, {
+        users: { tenant: { scope: 'tenant:' }, other: { scope: 'other:' } },
+        interceptors: ledgerInterceptors({
+          ledger: sidecar.ledger,
+          recovery: sidecar.recovery,
+          streamLimit: new StreamLimit(sidecar.ledger.streams, { streamsMax: 9, scopeStreamsMax: 5 }),
+          holdMs: 5000,
+          entryBytesMax: 1024,
+          onFailure: 'refuse',
+        }),
+        ledgered: () => sidecar.ledger.streams.all(),
+      });
+      const [tenant, other] = [asking(await fenced.login('tenant')), asking(await fenced.login('other'))];
+      for (const one of [tenant, other]) await one('XADD', 'lost', '1-1', 'n', '1');
+      expect(await tenant('EVAL', `return redis.call('del', ${key})`, '1', 'lost')).toBe(1);
+      await comesBack(['0 other:lost']);
+    },
+  );
 });
