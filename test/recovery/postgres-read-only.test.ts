@@ -3,6 +3,7 @@ import type { Redis } from 'ioredis';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KvServer } from '../../src/embedded/kv-server.ts';
 import type { EmbeddedServer } from '../../src/embedded/server-process.ts';
+import { retryContention } from '../../src/ledger/retry-contention.ts';
 import { agreed } from '../support/ledger-rows.ts';
 import { kvKinds, startKv, startOwnPostgres } from '../support/servers.ts';
 import { clientOf, eventually, looks, type Sidecar, startSidecar } from '../support/sidecar.ts';
@@ -36,7 +37,8 @@ describe.each(kvKinds)('with %s', (kind) => {
 
   const add = (n: number, stream = 's') => client.xadd(stream, '*', 'n', String(n));
   const values = async (stream = 's') => (await direct.xrange(stream, '-', '+')).map(([, [, value]]) => value);
-  const sql = (text: string) => sidecar.ledger.pool.query(text);
+  /** Commits and probes go on, and hold the locks that it needs. */
+  const sql = (text: string) => retryContention(() => sidecar.ledger.pool.query(text));
 
   async function refused(): Promise<void> {
     await expect(add(1)).rejects.toThrow(/^LEDGERDOWN .*nothing was written/);
