@@ -8,10 +8,10 @@ import { aggregate, readReply } from '../../resp/reply.ts';
 import { isInteger } from '../io/integer.ts';
 import type { Request } from '../request/request.ts';
 import type { Session } from '../session/session.ts';
-import { Hold, Pin } from '../session/session-state.ts';
+import { Hold, Pin, type Transaction } from '../session/session-state.ts';
 import { readHelloReply } from '../upstream/hello-reply.ts';
 import { ask, exclusively, LOST } from './ask.ts';
-import { answerClientKill, answerClientList, clientLine } from './client-list.ts';
+import { clientKill, clientLine, clientList, type Executing } from './client-list.ts';
 import { BAD_NAME, isClientName, laneName, rename } from './client-name.ts';
 import { forward, onLane, sendSticky } from './forward.ts';
 import { auth, credentialsOf, greeting, hello, readHello, select } from './login.ts';
@@ -31,11 +31,9 @@ const HANDLERS: Readonly<Record<string, Handler>> = {
   'client|setinfo': setInfo,
   'client|info': (session, request) =>
     withConsent(session, request.args, () => encode.text(session.protocol, clientLine(session, request))),
-  'client|list': (session, request) => judgedFirst(session, request, request.args, answerClientList),
+  'client|list': (session, request) => judgedFirst(session, request, request.args, clientList),
   'client|kill': (session, request) => {
-    // No client of the server's has that ID: it judges the filters and kills nobody.
-    const judged = request.args.length === 3 ? undefined : [...request.args, 'ID', '9223372036854775807'];
-    judgedFirst(session, request, judged, answerClientKill);
+    judgedFirst(session, request, request.args.length === 3 ? undefined : killsNobody(request.args), clientKill);
   },
   'client|pause': pause,
   'client|reply': setReplyMode,
@@ -94,15 +92,14 @@ function judgedFirst(
   session: Session,
   request: Request,
   args: readonly (Buffer | string)[] | undefined,
-  answer: (session: Session, request: Request) => Promise<void>,
+  answer: (session: Session, request: Request) => Buffer | Promise<Buffer>,
 ): void {
   exclusively(session, async () => {
     const judged =
       args === undefined || session.scope !== undefined || session.admittedOffline
         ? undefined
         : await ask(session, 0, args, false);
-    if (judged?.[0] === MINUS) session.answer(judged);
-    else await answer(session, request);
+    session.answer(judged?.[0] === MINUS ? judged : await answer(session, request));
   });
 }
 
@@ -122,8 +119,19 @@ function notePause(session: Session, request: Request, reply: Buffer): void {
   session.context.upstream.pause(Number(request.args[2]), request.args.length < 4 || !request.is(3, 'write'));
 }
 
+/** The same KILL for the server to judge: no client of its has that ID, and connections of Holdfast's are not to be killed. */
+export function killsNobody(args: readonly Buffer[]): readonly Buffer[] {
+  const nobody = [Buffer.from('ID'), Buffer.from('9223372036854775807')];
+  return args.length === 3 ? [...args.slice(0, 2), ...nobody] : [...args, ...nobody];
+}
+
 /** In a transaction the server queues these; what the session must do with their part of EXEC's reply. */
-export function queuedSessionCommand(session: Session, request: Request): ((reply: Buffer) => Buffer) | undefined {
+export function queuedSessionCommand(
+  session: Session,
+  request: Request,
+  transaction: Transaction,
+): ((reply: Buffer) => Buffer | Promise<Buffer>) | undefined {
+  const executing: Executing = { transaction, slot: transaction.slots };
   switch (request.command?.name) {
     case 'client|id':
       return (reply) => (reply[0] === MINUS ? reply : encode.integer(session.id));
@@ -143,7 +151,22 @@ export function queuedSessionCommand(session: Session, request: Request): ((repl
     case 'client|getname':
       return (reply) => (reply[0] === MINUS ? reply : nameReply(session));
     case 'client|info':
-      return (reply) => (reply[0] === MINUS ? reply : encode.text(session.protocol, clientLine(session, request)));
+      return (reply) =>
+        reply[0] === MINUS ? reply : encode.text(session.protocol, clientLine(session, request, executing));
+    case 'client|list':
+      return (reply) => (reply[0] === MINUS ? reply : clientList(session, request, executing));
+    case 'client|kill':
+      return (reply) => (reply[0] === MINUS ? reply : clientKill(session, request));
+    case 'client|setinfo':
+      return (reply) => {
+        if (reply[0] !== MINUS) noteInfo(session, request);
+        return reply;
+      };
+    case 'client|tracking':
+      return (reply) => {
+        if (reply[0] !== MINUS) noteTracking(session, request);
+        return reply;
+      };
     case 'client|pause':
       return (reply) => {
         notePause(session, request, reply);
@@ -200,10 +223,15 @@ function setInfo(session: Session, request: Request): void {
     return;
   }
   withConsent(session, ['CLIENT', 'SETINFO', kind, ''], () => {
-    if (kind === 'lib-name') session.libraryName = value.toString('latin1');
-    else session.libraryVersion = value.toString('latin1');
+    noteInfo(session, request);
     return encode.OK;
   });
+}
+
+function noteInfo(session: Session, request: Request): void {
+  const value = request.args[3]!.toString('latin1');
+  if (request.is(2, 'lib-name')) session.libraryName = value;
+  else session.libraryVersion = value;
 }
 
 function setReplyMode(session: Session, request: Request): void {
@@ -253,6 +281,18 @@ async function laneOf(session: Session, clientId: number, pin: boolean): Promise
   return peers === undefined ? 0 : peers.laneOf(clientId, pin, scope);
 }
 
+/** CLIENT TRACKING was executed in a transaction: the session stays on its lane, or need not any more. */
+function noteTracking(session: Session, request: Request): void {
+  if (request.is(2, 'on')) {
+    session.pins |= Pin.sticky;
+    session.setup.set('client|tracking', request.args);
+    return;
+  }
+  session.setup.delete('client|tracking');
+  session.setup.delete('client|caching');
+  if (session.setup.size === 0) session.pins &= ~Pin.sticky;
+}
+
 /** REDIRECT names a client of Holdfast's; the server must be told of that client's lane. */
 function tracking(session: Session, request: Request): void {
   if (request.is(2, 'off')) {
@@ -277,13 +317,13 @@ function tracking(session: Session, request: Request): void {
   }
   const id = Number(text);
   session.hold(Hold.request);
-  void (id === session.id ? Promise.resolve(0) : laneOf(session, id, true))
+  void laneOf(session, id, true)
     .catch(() => 0)
     .then((laneId) => {
       if (session.closed) return;
       session.redirectsTo = laneId > 0 ? id : 0;
-      // Itself is 0 to the server too; a client that is not there is one that no server has.
-      const target = laneId > 0 || id === session.id ? laneId : Number.MAX_SAFE_INTEGER;
+      // A client that is not there is one that no server has.
+      const target = laneId > 0 ? laneId : Number.MAX_SAFE_INTEGER;
       sendSticky(session, request.withArgument(at + 1, String(target)), 'client|tracking');
       session.lift(Hold.request);
     });

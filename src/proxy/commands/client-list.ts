@@ -7,9 +7,15 @@ import * as encode from '../../resp/encode.ts';
 import type { Request } from '../request/request.ts';
 import type { Peers } from '../session/peers.ts';
 import type { Session } from '../session/session.ts';
-import { Pin } from '../session/session-state.ts';
+import { Pin, type Transaction } from '../session/session-state.ts';
 import { type ClientQuery, readKillQuery, readListQuery } from './client-query.ts';
 import type { ClientRegistry } from './client-registry.ts';
+
+/** A member of a transaction that is being executed, by its place. */
+export interface Executing {
+  readonly transaction: Transaction;
+  readonly slot: number;
+}
 
 function addressOf(address: string | undefined, port: number | undefined, path: string): string {
   if (address === undefined) return `${path}:0`;
@@ -24,12 +30,16 @@ function localAddress(session: Session): string {
   return addressOf(session.localAddress, session.localPort, session.unixPath);
 }
 
-function flagsOf(session: Session): string {
+function isBlocked(session: Session): boolean {
+  return (session.pins & Pin.blocking) !== 0 && session.inFlight > 0;
+}
+
+function flagsOf(session: Session, transaction: Transaction | undefined): string {
   let flags = '';
   if (session.pins & Pin.raw) flags += isReplica(session) ? 'S' : 'O';
   if (session.subscriptions.size > 0) flags += 'P';
-  if (session.transaction !== undefined) flags += 'x';
-  if (session.pins & Pin.blocking && session.inFlight > 0) flags += 'b';
+  if (transaction !== undefined) flags += 'x';
+  if (isBlocked(session)) flags += 'b';
   if (session.setup.has('client|tracking')) flags += 't';
   if (session.setup.has('client|no-evict')) flags += 'e';
   if (session.setup.has('client|no-touch')) flags += 'T';
@@ -37,9 +47,16 @@ function flagsOf(session: Session): string {
   return flags === '' ? 'N' : flags;
 }
 
-/** One client as a line. `request` is the one that asks for it: a server counts it as still in the query buffer. */
-export function clientLine(session: Session, request?: Request): string {
+/**
+ * One client as a line. `request` is the one that asks for it: a server counts it as still in the query buffer, and among
+ * the commands only when it is over. `executing`: the transaction within which it asks.
+ */
+export function clientLine(session: Session, request?: Request, executing?: Executing): string {
   const now = Date.now();
+  const transaction = executing?.transaction ?? session.transaction;
+  const unfinished = request !== undefined || isBlocked(session) ? 1 : 0;
+  // What is queued counts when it is executed.
+  const queued = (transaction?.slots ?? 0) - (executing?.slot ?? 0);
   const queryBytes = session.queryBufferBytes + (request?.bytes.length ?? 0);
   const outputBytes = session.output.waitingBytes;
   const fields = [
@@ -50,13 +67,15 @@ export function clientLine(session: Session, request?: Request): string {
     `name=${session.name}`,
     `age=${Math.floor((now - session.createdAt) / 1000)}`,
     `idle=${Math.floor((now - session.lastActiveAt) / 1000)}`,
-    `flags=${flagsOf(session)}`,
+    `flags=${flagsOf(session, transaction)}`,
     `db=${session.database}`,
     `sub=${session.subscriptions.channels.size}`,
     `psub=${session.subscriptions.patterns.size}`,
     `ssub=${session.subscriptions.shardChannels.size}`,
-    `multi=${session.transaction === undefined ? -1 : session.transaction.slots}`,
-    ...(session.context.upstream.facts.server === 'valkey' ? [`watch=${session.pins & Pin.watch ? 1 : 0}`] : []),
+    `multi=${transaction === undefined ? -1 : transaction.slots}`,
+    ...(session.context.upstream.facts.server === 'valkey'
+      ? [`watch=${session.pins & Pin.watch ? session.watched.size : 0}`]
+      : []),
     `qbuf=${queryBytes}`,
     'qbuf-free=0',
     `argv-mem=${queryBytes}`,
@@ -68,7 +87,7 @@ export function clientLine(session: Session, request?: Request): string {
     `omem=${outputBytes}`,
     `tot-mem=${queryBytes + outputBytes}`,
     'events=r',
-    `cmd=${session.lastCommand === '' ? 'NULL' : session.lastCommand}`,
+    `cmd=${commandOf(session, request, executing)}`,
     `user=${session.user}`,
     `redir=${session.redirectsTo > 0 ? session.redirectsTo : -1}`,
     `resp=${session.protocol}`,
@@ -76,9 +95,15 @@ export function clientLine(session: Session, request?: Request): string {
   if (session.context.upstream.facts.server === 'valkey') {
     fields.push(`lib-name=${session.libraryName}`, `lib-ver=${session.libraryVersion}`);
     fields.push(`tot-net-in=${session.socket.bytesRead}`, `tot-net-out=${session.output.bytesTotal}`);
-    fields.push(`tot-cmds=${session.commandsTotal}`);
+    fields.push(`tot-cmds=${session.commandsTotal - unfinished - queued}`);
   }
   return `${fields.join(' ')}\n`;
+}
+
+/** Others may have been taken behind the one that asks. */
+function commandOf(session: Session, request: Request | undefined, executing: Executing | undefined): string {
+  if (executing !== undefined) return 'exec';
+  return request?.command?.name ?? (session.lastCommand === '' ? 'NULL' : session.lastCommand);
 }
 
 function isReplica(session: Session): boolean {
@@ -107,10 +132,12 @@ function matches(session: Session, query: ClientQuery): boolean {
 export function listClients(
   registry: ClientRegistry,
   query: ClientQuery,
-  asking?: { readonly session: Session; readonly request: Request },
+  asking?: { readonly session: Session; readonly request: Request; readonly executing: Executing | undefined },
 ): string[] {
   const found = [...registry.all()].filter((session) => matches(session, query));
-  return found.map((session) => clientLine(session, session === asking?.session ? asking.request : undefined));
+  return found.map((session) =>
+    session === asking?.session ? clientLine(session, asking.request, asking.executing) : clientLine(session),
+  );
 }
 
 /** Ends the clients of this process that match; gives how many. */
@@ -139,34 +166,34 @@ export async function countClients(session: Session): Promise<{ connected: numbe
   return { connected: lines.length, blocked: lines.filter((line) => / flags=\w*b/.test(line)).length };
 }
 
-/** `CLIENT LIST [TYPE type] | [ID id …]`. Nothing is in flight. */
-export async function answerClientList(session: Session, request: Request): Promise<void> {
+/** `CLIENT LIST [TYPE type] | [ID id …]`, within the transaction that is being executed. */
+export function clientList(session: Session, request: Request, executing?: Executing): Buffer | Promise<Buffer> {
   const query = readListQuery(request, session.context.upstream.facts.server === 'valkey', scopeOf(session));
-  if (typeof query === 'string') {
-    session.answer(encode.errorOfBytes(query));
-    return;
-  }
+  if (typeof query === 'string') return encode.errorOfBytes(query);
   const idOf = (line: string): number => Number(/^id=(\d+)/.exec(line)?.[1]);
-  const elsewhere = await askPeers(session, (peers) => peers.list(query));
-  const lines = [...listClients(session.context.registry, query, { session, request }), ...elsewhere.flat()];
-  lines.sort((a, b) => idOf(a) - idOf(b));
-  session.answer(encode.text(session.protocol, lines.join('')));
+  const here = listClients(session.context.registry, query, { session, request, executing });
+  const { protocol } = session;
+  const listed = (elsewhere: readonly string[][]): Buffer => {
+    const lines = [...here, ...elsewhere.flat()];
+    lines.sort((a, b) => idOf(a) - idOf(b));
+    return encode.text(protocol, lines.join(''));
+  };
+  const { peers } = session.context;
+  return peers === undefined ? listed([]) : peers.list(query).then(listed);
 }
 
-/** `CLIENT KILL addr:port` and `CLIENT KILL filter value …`. Nothing is in flight. */
-export async function answerClientKill(session: Session, request: Request): Promise<void> {
+/** `CLIENT KILL addr:port` and `CLIENT KILL filter value …`. Who kills itself is still answered. */
+export async function clientKill(session: Session, request: Request): Promise<Buffer> {
   const valkey = session.context.upstream.facts.server === 'valkey';
   const query = readKillQuery(request, session.id, valkey, scopeOf(session));
-  if (typeof query === 'string') {
-    session.answer(encode.errorOfBytes(query));
-    return;
-  }
+  if (typeof query === 'string') return encode.errorOfBytes(query);
   const elsewhere = await askPeers(session, (peers) => peers.kill(query));
   const { registry } = session.context;
   const asked = matches(session, query);
   const others = killClients(registry, asked ? { ...query, exceptId: session.id } : query);
   const count = elsewhere.reduce((sum, killed) => sum + killed, others + (asked ? 1 : 0));
-  if (request.args.length > 3) session.answer(encode.integer(count));
-  else session.answer(count === 0 ? encode.error('ERR No such client') : encode.OK);
-  if (asked) session.endAfterReply();
+  // Behind the reply, which is given when this has returned.
+  if (asked) setImmediate(() => session.endAfterReply());
+  if (request.args.length > 3) return encode.integer(count);
+  return count === 0 ? encode.error('ERR No such client') : encode.OK;
 }

@@ -17,9 +17,10 @@ import {
   releaseTransaction,
   type Transaction,
 } from '../session/session-state.ts';
+import type { Credentials } from '../upstream/upstream.ts';
 import { exclusively, LOST } from './ask.ts';
 import { blockOptionAt, sendBlocking } from './blocked-request.ts';
-import { answerSessionCommand, queuedSessionCommand, unknownSubcommand } from './client-commands.ts';
+import { answerSessionCommand, killsNobody, queuedSessionCommand, unknownSubcommand } from './client-commands.ts';
 import {
   forward,
   forwardEnd,
@@ -35,7 +36,7 @@ import {
   sendSticky,
   viewIn,
 } from './forward.ts';
-import { resetSession } from './login.ts';
+import { credentialsOf, readHello, resetSession } from './login.ts';
 import { sendSubscription } from './subscribe.ts';
 import { TransactionReply } from './transaction-reply.ts';
 
@@ -111,6 +112,8 @@ export function dispatch(session: Session, asked: Request): void {
       beginTransaction(session, request);
       return;
     case 'watch':
+      if ((session.pins & Pin.watch) === 0) session.watched.clear();
+      for (const key of request.args.slice(1)) session.watched.add(key.toString('latin1'));
       send(session, request, Pin.watch);
       return;
     case 'exec':
@@ -297,16 +300,21 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           if (session.scope === undefined) enqueueSubscription(session, request, transaction);
           else refuseQueueing(session, request, transaction);
           return;
-        case 'raw':
         case 'replication':
         case 'debugging':
           refuseQueueing(session, request, transaction);
           return;
         default:
           if (isFull(transaction, request)) session.answer(transaction.full!);
-          else if (mayNotQueue(session, request)) refuseQueueing(session, request, transaction);
+          // MONITOR is queued, and refused when it is executed.
+          else if (carriage === 'raw' && request.command?.name !== 'monitor')
+            refuseQueueing(session, request, transaction);
           else if (request.command?.name === 'select') enqueueSelect(session, request, transaction);
-          else enqueue(session, request, transaction);
+          else {
+            const login = loginOf(session, request);
+            if (login === undefined) enqueue(session, request, transaction);
+            else enqueueLogin(session, request, transaction, login);
+          }
       }
     },
     (reply) => {
@@ -358,10 +366,30 @@ function answerInLostTransaction(session: Session, request: Request, transaction
   session.answer(carriage === 'discard' ? encode.OK : transactionLost(transaction));
 }
 
-/** A change of identity that the KV store cannot judge. */
-function mayNotQueue(session: Session, request: Request): boolean {
-  const name = request.command?.name;
-  return session.context.identities !== undefined && (name === 'auth' || (name === 'hello' && request.args.length > 2));
+/** Who the session wants to become, where that may be a user of Holdfast's own. */
+function loginOf(session: Session, request: Request): Credentials | undefined {
+  if (session.context.identities === undefined) return undefined;
+  const { args } = request;
+  if (request.command?.name === 'auth') return args.length === 2 || args.length === 3 ? credentialsOf(args) : undefined;
+  if (request.command?.name !== 'hello') return undefined;
+  const options = readHello(request);
+  return Buffer.isBuffer(options) || options.auth === undefined ? undefined : credentialsOf(options.auth);
+}
+
+/** A change of identity is queued where the KV store can judge it: users of Holdfast's own it does not know. */
+function enqueueLogin(session: Session, request: Request, transaction: Transaction, login: Credentials): void {
+  const identities = session.context.identities!;
+  session.hold(Hold.undecided);
+  const confined = identities.confines(session.listener);
+  (confined ? Promise.resolve('refused') : identities.authenticate(login.username, login.password))
+    .then((verdict) => {
+      if (session.closed) return;
+      if (isLost(transaction)) session.answer(transactionLost(transaction));
+      else if (verdict === 'unknown') enqueue(session, request, transaction);
+      else refuseQueueing(session, request, transaction);
+    })
+    .catch((thrown) => session.fault(thrown))
+    .finally(() => session.lift(Hold.undecided));
 }
 
 /** The transaction is refused with it. */
@@ -429,7 +457,8 @@ function enqueue(session: Session, request: Request, transaction: Transaction): 
   const { carriage } = request.plan;
   // What these change is the connection's own: nobody else may find it there.
   if (carriage === 'session' || carriage === 'sticky') session.laneDirty = true;
-  const own = carriage === 'sticky' ? keepSticky(session, request) : queuedSessionCommand(session, request);
+  const own =
+    carriage === 'sticky' ? keepSticky(session, request) : queuedSessionCommand(session, request, transaction);
   if (request.plan.interceptors.length === 0 && own === undefined && request.command?.name !== 'client|reply') {
     transaction.slots += 1;
     forward(session, request);
@@ -442,6 +471,7 @@ function enqueue(session: Session, request: Request, transaction: Transaction): 
     if (exchange.replyMode !== undefined) exchange.respond(encode.OK);
   }
   if (own !== undefined) exchange.finally(own);
+  if (request.command?.name === 'client|kill') exchange.args = killsNobody(request.args);
   intercept(session, exchange, request, () => {
     const { answer } = exchange;
     if (isLost(transaction)) {

@@ -88,7 +88,7 @@ export class PendingExchange implements Exchange, OwedReply {
   private judged = false;
   private readonly queueWaiters: ((queued: boolean) => void)[] = [];
   /** The session's own step, after all interceptors' transforms. */
-  private last: ((reply: Buffer) => Buffer) | undefined;
+  private last: Transform | undefined;
 
   constructor(
     host: ExchangeHost,
@@ -179,7 +179,7 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   /** The session's own look at the reply, after the interceptors'. */
-  finally(transform: (reply: Buffer) => Buffer): void {
+  finally(transform: Transform): void {
     this.last = transform;
   }
 

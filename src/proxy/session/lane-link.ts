@@ -134,11 +134,18 @@ export function enterDedicated(session: Session, set: LaneSet, lane: Lane): void
     session.laneDirty = true;
     session.sendIgnored(['CLIENT', 'SETNAME', Buffer.from(session.name, 'latin1')]);
   }
-  for (const args of session.setup.values()) {
+  for (const [what, args] of session.setup) {
     session.laneDirty = true;
-    session.sendIgnored(args);
+    session.sendIgnored(what === 'client|tracking' ? towardsItself(session, lane, args) : args);
   }
   if (session.subscriptions.expected) subscribeAgain(session);
+}
+
+/** A client that gets its own invalidations redirected to itself has another number at the server now. */
+function towardsItself(session: Session, lane: Lane, args: readonly Buffer[]): readonly Buffer[] {
+  if (session.redirectsTo !== session.id) return args;
+  const at = args.findIndex((arg) => arg.toString('latin1').toLowerCase() === 'redirect') + 1;
+  return args.map((arg, i) => (at > 0 && i === at ? Buffer.from(String(lane.clientId)) : arg));
 }
 
 /** Goes back to shared lanes; a lane that is not provably clean is closed. Nothing is in flight, or the session ends. */

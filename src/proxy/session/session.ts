@@ -93,6 +93,8 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
   debugs = false;
   /** Watched keys may have changed unseen, since the connection that watched them is gone. */
   watchLost = false;
+  /** Keys that are watched, while `Pin.watch` says that any are. */
+  readonly watched = new Set<string>();
   lane: Lane | undefined;
   dedicated = false;
   /** The dedicated lane holds state that only its end removes. */
