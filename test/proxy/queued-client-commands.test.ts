@@ -4,7 +4,7 @@ import type { IdentityProvider } from '../../src/proxy/session/identity.ts';
 import { replyValue } from '../../src/resp/reply.ts';
 import { connectRaw } from '../support/raw-client.ts';
 import { kvKinds, startKv } from '../support/servers.ts';
-import { front } from './through-proxy.ts';
+import { front, until } from './through-proxy.ts';
 
 /** Valkey 8.0 leaves out its reply to an AUTH that it refuses behind others, in EXEC's reply too. */
 const REDIS_CASES: Readonly<Record<string, readonly string[]>> = {
@@ -90,6 +90,7 @@ const OWN_FIELDS =
 function comparable(answered: string): string {
   return answered
     .replace(/id=\d+ addr=\S+ laddr=\S+ fd=\d+/g, 'id')
+    .replace(/age=\d+ idle=\d+/g, '')
     .replace(OWN_FIELDS, '')
     .replace(/\$2\r\nid\r\n:\d+/g, 'id')
     .replace(/([$=])\d+(?=\r\n(?:txt:)?id )/g, '$1');
@@ -121,12 +122,27 @@ describe.each(kvKinds)('on %s', async (kind) => {
     expect(seen).toContain('RESET');
   });
 
+  it('a client that is named in a transaction has the invalidations', async () => {
+    const [tracking, receiving, writer] = [await connectRaw(port), await connectRaw(port), await connectRaw(port)];
+    await receiving.send('HELLO', '3');
+    const id = String(replyValue(await receiving.send('CLIENT', 'ID')));
+    for (const command of ['MULTI', `CLIENT TRACKING ON REDIRECT ${id}`]) await tracking.send(...command.split(' '));
+    expect(replyValue(await tracking.send('EXEC'))).toEqual(['OK']);
+    expect(replyValue(await tracking.send('CLIENT', 'GETREDIR'))).toBe(Number(id));
+    await tracking.send('GET', 'k');
+    await writer.send('SET', 'k', 'z');
+    await until(() => receiving.pushes.length > 0);
+    expect(receiving.pushes.map(replyValue)).toEqual([['invalidate', ['k']]]);
+    for (const each of [tracking, receiving, writer]) await each.close();
+  });
+
   it('a client that redirects its invalidations to itself has them', async () => {
     const seen: unknown[][] = [];
     for (const target of [direct.port, port]) {
       const itself = await connectRaw(target);
       await itself.send('HELLO', '3');
       const id = String(replyValue(await itself.send('CLIENT', 'ID')));
+      await itself.send('SET', 'k', 'v');
       const replies = [await itself.send('CLIENT', 'TRACKING', 'ON', 'REDIRECT', id), await itself.send('GET', 'k')];
       replies.push(await itself.send('SET', 'k', 'y'), await itself.send('PING'));
       const redirected = replyValue(await itself.send('CLIENT', 'GETREDIR'));

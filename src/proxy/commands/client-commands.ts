@@ -293,14 +293,13 @@ function noteTracking(session: Session, request: Request): void {
   if (session.setup.size === 0) session.pins &= ~Pin.sticky;
 }
 
-/** REDIRECT names a client of Holdfast's; the server must be told of that client's lane. */
 function tracking(session: Session, request: Request): void {
   if (request.is(2, 'off')) {
     session.setup.delete('client|tracking');
     session.setup.delete('client|caching');
   }
-  const at = request.args.findIndex((_, i) => i > 2 && request.is(i, 'redirect'));
-  if (at < 0 || at + 1 >= request.args.length) {
+  const translated = redirected(session, request);
+  if (translated === undefined) {
     if (request.is(2, 'on')) sendSticky(session, request, 'client|tracking');
     else
       onLane(session, Pin.sticky, () => {
@@ -310,22 +309,26 @@ function tracking(session: Session, request: Request): void {
       });
     return;
   }
-  const text = request.args[at + 1]!.toString('latin1');
-  if (!isInteger(text)) {
-    onLane(session, 0, () => forward(session, request));
-    return;
-  }
-  const id = Number(text);
   session.hold(Hold.request);
-  void laneOf(session, id, true)
+  void translated.then((sent) => {
+    if (session.closed) return;
+    sendSticky(session, sent, 'client|tracking');
+    session.lift(Hold.request);
+  });
+}
+
+/** REDIRECT names a client of Holdfast's; the server must be told of that client's lane. `undefined`: nobody is named. */
+export function redirected(session: Session, request: Request): Promise<Request> | undefined {
+  const at = request.args.findIndex((_, i) => i > 2 && request.is(i, 'redirect')) + 1;
+  const text = at > 0 ? (request.args[at]?.toString('latin1') ?? '') : '';
+  if (!isInteger(text)) return undefined;
+  const id = Number(text);
+  return laneOf(session, id, true)
     .catch(() => 0)
     .then((laneId) => {
-      if (session.closed) return;
       session.redirectsTo = laneId > 0 ? id : 0;
       // A client that is not there is one that no server has.
-      const target = laneId > 0 ? laneId : Number.MAX_SAFE_INTEGER;
-      sendSticky(session, request.withArgument(at + 1, String(target)), 'client|tracking');
-      session.lift(Hold.request);
+      return request.withArgument(at, String(laneId > 0 ? laneId : Number.MAX_SAFE_INTEGER));
     });
 }
 

@@ -20,7 +20,13 @@ import {
 import type { Credentials } from '../upstream/upstream.ts';
 import { exclusively, LOST } from './ask.ts';
 import { blockOptionAt, sendBlocking } from './blocked-request.ts';
-import { answerSessionCommand, killsNobody, queuedSessionCommand, unknownSubcommand } from './client-commands.ts';
+import {
+  answerSessionCommand,
+  killsNobody,
+  queuedSessionCommand,
+  redirected,
+  unknownSubcommand,
+} from './client-commands.ts';
 import {
   forward,
   forwardEnd,
@@ -312,8 +318,9 @@ function dispatchInTransaction(session: Session, request: Request, transaction: 
           else if (request.command?.name === 'select') enqueueSelect(session, request, transaction);
           else {
             const login = loginOf(session, request);
-            if (login === undefined) enqueue(session, request, transaction);
-            else enqueueLogin(session, request, transaction, login);
+            if (login !== undefined) enqueueLogin(session, request, transaction, login);
+            else if (request.command?.name === 'client|tracking') enqueueTracking(session, request, transaction);
+            else enqueue(session, request, transaction);
           }
       }
     },
@@ -376,12 +383,34 @@ function loginOf(session: Session, request: Request): Credentials | undefined {
   return Buffer.isBuffer(options) || options.auth === undefined ? undefined : credentialsOf(options.auth);
 }
 
-/** A change of identity is queued where the KV store can judge it: users of Holdfast's own it does not know. */
+/** The client that it redirects to may have to get a connection of its own first. */
+function enqueueTracking(session: Session, request: Request, transaction: Transaction): void {
+  const translated = redirected(session, request);
+  if (translated === undefined) {
+    enqueue(session, request, transaction);
+    return;
+  }
+  session.hold(Hold.undecided);
+  translated
+    .then((sent) => {
+      if (session.closed) return;
+      if (isLost(transaction)) session.answer(transactionLost(transaction));
+      else enqueue(session, sent, transaction);
+    })
+    .catch((thrown) => session.fault(thrown))
+    .finally(() => session.lift(Hold.undecided));
+}
+
+/**
+ * A change of identity is queued where the KV store may judge it: users of Holdfast's own it does not know, and who is one
+ * already, or may only be one, does not become one of its users on the way.
+ */
 function enqueueLogin(session: Session, request: Request, transaction: Transaction, login: Credentials): void {
   const identities = session.context.identities!;
   session.hold(Hold.undecided);
-  const confined = identities.confines(session.listener);
-  (confined ? Promise.resolve('refused') : identities.authenticate(login.username, login.password))
+  const { listener } = session;
+  const stays = session.identity !== undefined || identities.confines(listener) || identities.requiresAuth(listener);
+  (stays ? Promise.resolve('refused') : identities.authenticate(login.username, login.password))
     .then((verdict) => {
       if (session.closed) return;
       if (isLost(transaction)) session.answer(transactionLost(transaction));
