@@ -189,6 +189,11 @@ export class Recovery {
     });
   }
 
+  /** Whether this process does what only one may do, as far as it knows. */
+  get leads(): boolean {
+    return this.#leadership.leads;
+  }
+
   /** Of the server that was compared last; empty before. */
   get runId(): string {
     return this.#identity?.runId ?? '';

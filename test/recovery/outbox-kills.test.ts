@@ -7,6 +7,9 @@ import { seed } from '../support/seed.ts';
 import { kvKinds, startKv, startOwnPostgres, temporaryDirectory } from '../support/servers.ts';
 import { clientOf, eventually } from '../support/sidecar.ts';
 
+// The program knows no such setting.
+delete process.env.HOLDFAST_SEED;
+
 const WRITERS = 20;
 const KILLS = 9;
 

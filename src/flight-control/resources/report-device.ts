@@ -2,16 +2,32 @@
 import type { JsonObject } from '../manifest/json-value.ts';
 import type { Database } from './store.ts';
 
+export const STATES = ['Updating', 'Updated', 'Error'] as const;
+export const SUMMARIES = ['Online', 'Unknown'] as const;
+const MESSAGE_MAX = 4096;
+
 export interface DeviceReport {
   readonly name: string;
   readonly renderedVersion: string;
   /** `Error` where the update failed. */
-  readonly state?: 'Updating' | 'Updated' | 'Error' | undefined;
+  readonly state?: (typeof STATES)[number] | undefined;
   readonly message?: string | undefined;
-  readonly summary?: 'Online' | 'Unknown' | undefined;
+  readonly summary?: (typeof SUMMARIES)[number] | undefined;
 }
 
-const REASONS = { Updating: 'Updating', Updated: 'Updated', Error: 'Error' } as const;
+/** What is wrong with a report, or nothing. */
+export function badReport(report: JsonObject): string | undefined {
+  const { name, renderedVersion, state, message, summary } = report;
+  const among = (list: readonly unknown[], value: unknown): boolean => value === undefined || list.includes(value);
+  if (typeof name !== 'string' || name === '') return 'name is missing';
+  if (!/^\d{1,15}$/.test(String(renderedVersion))) return 'renderedVersion must be a whole number';
+  if (!among(STATES, state)) return `state must be one of ${STATES.join(', ')}`;
+  if (!among(SUMMARIES, summary)) return `summary must be one of ${SUMMARIES.join(', ')}`;
+  if (message === undefined) return undefined;
+  if (typeof message !== 'string' || message.length > MESSAGE_MAX)
+    return `message must be text of at most ${MESSAGE_MAX} characters`;
+  return /\0|\p{Surrogate}/u.test(message) ? 'message holds a NUL or a lone surrogate' : undefined;
+}
 
 /** Gives the names that are no devices. */
 export async function reportDevices(
@@ -54,7 +70,7 @@ function statusOf(report: DeviceReport, now: string): { patch: JsonObject; condi
     condition: {
       type: 'Updating',
       status: state === 'Updating' ? 'True' : 'False',
-      reason: REASONS[state],
+      reason: state,
       message: report.message ?? '',
       lastTransitionTime: now,
     },

@@ -124,8 +124,8 @@ export class OutboxPublisher {
   }
 
   get #wanted(): boolean {
-    const { leads, state } = this.#options.recovery.status();
-    return leads && state === 'open';
+    const { leads, gate } = this.#options.recovery;
+    return leads && gate.state === 'open';
   }
 
   async #run(): Promise<void> {
