@@ -136,6 +136,17 @@ describe.each(kvKinds)('on %s', async (kind) => {
     for (const each of [tracking, receiving, writer]) await each.close();
   });
 
+  it('nobody waits behind a write that is paused, where a shorter pause came behind', async () => {
+    const [pausing, writer, reader] = [await connectRaw(port), await connectRaw(port), await connectRaw(port)];
+    for (const ms of ['60000', '1']) await pausing.send('CLIENT', 'PAUSE', ms, 'WRITE');
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const written = writer.send('SET', 'k', 'paused');
+    expect((await reader.send('GET', 'k')).type).toBe('$');
+    await pausing.send('CLIENT', 'UNPAUSE');
+    expect(replyValue(await written)).toBe('OK');
+    for (const each of [pausing, writer, reader]) await each.close();
+  });
+
   it('a client that redirects its invalidations to itself has them', async () => {
     const seen: unknown[][] = [];
     for (const target of [direct.port, port]) {

@@ -114,6 +114,7 @@ export class Upstream {
   private downSince: number | undefined;
   private probeTimer: NodeJS.Timeout | undefined;
   private pauseTimer: NodeJS.Timeout | undefined;
+  private pausedUntil = 0;
   private nextAttemptAt = 0;
   private stopped = false;
 
@@ -279,8 +280,11 @@ export class Upstream {
   /** CLIENT PAUSE went through: for so long the server keeps `all` commands waiting, or those that write. */
   pause(milliseconds: number, all: boolean): void {
     clearTimeout(this.pauseTimer);
+    // A shorter pause does not end a longer one, as at the server.
+    const until = Date.now() + milliseconds;
+    this.pausedUntil = this.paused === undefined ? until : Math.max(until, this.pausedUntil);
     this.paused = all ? 'all' : this.paused === 'all' ? 'all' : 'writes';
-    this.pauseTimer = setTimeout(() => this.unpause(), Math.min(milliseconds, 2 ** 31 - 1));
+    this.pauseTimer = setTimeout(() => this.unpause(), Math.min(this.pausedUntil - Date.now(), 2 ** 31 - 1));
     this.pauseTimer.unref();
   }
 
