@@ -16,15 +16,6 @@ export class GroupStore {
     this.#pool = pool;
   }
 
-  /** Marks that a SETID or DESTROY is on its way, or is not any more. */
-  async changing(groupId: number, changing: boolean): Promise<void> {
-    await this.#query(
-      `UPDATE holdfast.consumer_group SET changing = $2, changing_since = CASE WHEN $2 THEN clock_timestamp() END
-        WHERE group_id = $1 AND ended_at IS NULL`,
-      [groupId, changing],
-    );
-  }
-
   /**
    * Writes down what became of a group. `replace` ends the present generation first; without a state the group is gone.
    * Without `replace` a group that is there already stays as it is.

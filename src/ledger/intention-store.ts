@@ -56,6 +56,9 @@ export interface AbandonedIntention extends EndIntention {
   /** Of an intention to move streams: what it has in common with the others of the same command. */
   readonly changeId: number | undefined;
   readonly connection: LostConnection | undefined;
+  readonly command: string;
+  /** Of an intention to change a group: its name. */
+  readonly group: Buffer | undefined;
   readonly ends: boolean;
   /** `undefined` for one of an older program. */
   readonly sent: SentUnder | undefined;
@@ -157,6 +160,19 @@ export class IntentionStore {
       ),
     );
     return rows.map((row) => ({ intentionId: Number(row.intention_id), streamId: Number(row.stream_id) }));
+  }
+
+  /** Opens the intention to change a group, which is marked as changing as long as it is open. */
+  async openGroupChange(streamId: number, groupId: number, { command, sent }: Opening): Promise<EndIntention> {
+    const token = randomUUID();
+    const { rows } = await retryContention(() =>
+      this.#pool.query<{ intention_id: string }>(
+        `INSERT INTO holdfast.intention (stream_id, group_id, kind, command, owner, ends, sent_run_id, sent_replication_id, opening)
+         VALUES ($1, $2, 'group', $3, $4, false, $5, $6, $7) RETURNING intention_id`,
+        [streamId, groupId, command, this.#owner, sent.runId, sent.replicationId, token],
+      ),
+    ).catch((thrown: unknown) => this.#unheard(token, thrown));
+    return { intentionId: Number(rows[0]!.intention_id), streamId };
   }
 
   /** Opens the intention to move a stream, and to end the one whose place it takes. */
@@ -281,12 +297,15 @@ export class IntentionStore {
       change_id: string | null;
       kv_client_id: string | null;
       kv_run_id: string | null;
+      command: string;
+      group_name: Buffer | null;
       ends: boolean;
       sent_run_id: string | null;
       sent_replication_id: string | null;
     }>(
-      `SELECT intention_id, stream_id, kind, ids, change_id, kv_client_id, kv_run_id, ends, sent_run_id, sent_replication_id
-         FROM holdfast.intention
+      `SELECT intention_id, intention.stream_id, kind, ids, change_id, kv_client_id, kv_run_id, ends, sent_run_id, sent_replication_id,
+              command, consumer_group.name AS group_name
+         FROM holdfast.intention LEFT JOIN holdfast.consumer_group USING (group_id)
         WHERE doubted OR opened_at < clock_timestamp() - interval '60 seconds'
            OR (opened_at < clock_timestamp() - interval '5 seconds' AND ${ownerIsGone('owner')})
         ORDER BY intention_id LIMIT 100`,
@@ -300,6 +319,8 @@ export class IntentionStore {
         row.kv_client_id === null || row.kv_run_id === null
           ? undefined
           : { clientId: Number(row.kv_client_id), runId: row.kv_run_id },
+      command: row.command,
+      group: row.group_name ?? undefined,
       ends: row.ends,
       sent:
         row.sent_run_id === null || row.sent_replication_id === null

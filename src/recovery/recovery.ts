@@ -148,6 +148,8 @@ export class Recovery {
   #identifiedAt = 0;
   #retry: NodeJS.Timeout | undefined;
   #started = false;
+  /** Streams that this look found to have lost something, and could not mark. */
+  #unmarked = new Set<number>();
   #stopped = false;
   /** By stream ID. */
   readonly #enteringOutage = new Map<number, Promise<boolean>>();
@@ -370,6 +372,7 @@ export class Recovery {
     if (stream.ended || stream.epoch !== epoch || !this.gate.isOpen(stream)) return;
     const { rows } = await this.ledger.pool.query<{ now: Date }>('SELECT clock_timestamp() AS now');
     await this.#lost({ ...stream, epoch }, cause, rows[0]!.now);
+    this.#shutUnmarked();
   }
 
   /**
@@ -486,6 +489,10 @@ export class Recovery {
         if (Date.now() - this.gate.stateSince > LEAD_WITHOUT_KV_MS) this.#resign();
       } else this.#log.error({ err: thrown }, 'the KV store could not be compared with the ledger');
     }
+    this.#lookAgainSoon();
+  }
+
+  #lookAgainSoon(): void {
     if (this.#stopped || this.#retry !== undefined) return;
     this.#retry = setTimeout(() => {
       this.#retry = undefined;
@@ -558,6 +565,7 @@ export class Recovery {
     await Promise.all(outdatedStreams(this.ledger.streams, known).map((id) => this.ledger.streams.refresh(id)));
     learnProgress(this.ledger.streams, known);
     const isAnother = before === undefined || isOther(before, identity);
+    this.#unmarked = new Set();
     const lost = (stream: KnownStream, cause: string) => this.#lostUnlessWilled(stream, cause, lookedAt);
     const whole = this.#doubted || isAnother || this.gate.state !== 'open';
     this.#doubted = false;
@@ -584,6 +592,7 @@ export class Recovery {
       return;
     }
     if (this.gate.state !== 'open') this.#lastError = undefined;
+    this.#shutUnmarked();
     this.#become('open');
     this.#mending.work();
   }
@@ -680,6 +689,12 @@ export class Recovery {
     if (verdict.kind === 'lost') await this.#lost(now, verdict.cause, rows[0]!.now);
   }
 
+  /** What has lost something and is not marked must not be believed. */
+  #shutUnmarked(): void {
+    this.gate.shut(new Set(this.#unmarked));
+    if (this.#unmarked.size > 0) this.#lookAgainSoon();
+  }
+
   async #lost(
     known: Pick<KnownStream, 'streamId' | 'epoch' | 'name' | 'database'>,
     cause: string,
@@ -687,6 +702,10 @@ export class Recovery {
   ): Promise<void> {
     if (!(await this.#raise(known.streamId, known.epoch, 'restoring', cause, lookedAt))) {
       const now = this.ledger.streams.byId(known.streamId);
+      // A client's change is under way, or was within this look: looked at again soon, and closed until then.
+      if (now !== undefined && !now.ended && now.epoch === known.epoch && now.mode !== 'restoring') {
+        this.#unmarked.add(known.streamId);
+      }
       // An outage began meanwhile, which says nothing of the loss: this look proves nothing, the next one finds it again.
       if (now !== undefined && now.epoch !== known.epoch && now.mode !== 'restoring') this.#suspect();
       return;

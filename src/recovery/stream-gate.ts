@@ -18,6 +18,8 @@ export class StreamGate {
   #state: KvState = 'comparing';
   #stateSince = Date.now();
   #stopped = false;
+  /** Streams that have lost something, which could not be marked in the ledger yet. */
+  #unmarked: ReadonlySet<number> = new Set();
   readonly #condition = new Condition();
 
   get state(): KvState {
@@ -38,6 +40,13 @@ export class StreamGate {
     return true;
   }
 
+  /** Until they are marked, or compare well, nothing of them is believed. Whoever looked last says which they are. */
+  shut(unmarked: ReadonlySet<number>): void {
+    if (unmarked.size === 0 && this.#unmarked.size === 0) return;
+    this.#unmarked = unmarked;
+    this.wake();
+  }
+
   /** The mode of a stream may have changed. */
   wake(): void {
     this.#condition.wake();
@@ -54,6 +63,7 @@ export class StreamGate {
    * of the ledger are still to be published behind what is there. Asked for every command.
    */
   isOpen(stream: Stream): boolean {
+    if (this.#unmarked.size > 0 && this.#unmarked.has(stream.streamId)) return false;
     return this.#state === 'open' && stream.mode !== 'restoring' && !stream.ended;
   }
 
@@ -67,6 +77,7 @@ export class StreamGate {
     const settled = await this.#until(limitMs, () => {
       if (stream.ended) return 'ended';
       if (this.isWhole(stream)) return 'open';
+      if (this.#unmarked.has(stream.streamId) && stream.mode === 'normal' && this.#state === 'open') return undefined;
       return this.#state === 'down' || stream.mode !== 'normal' ? 'outage' : undefined;
     });
     return settled ?? 'timeout';

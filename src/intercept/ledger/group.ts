@@ -5,12 +5,23 @@
 import { HoldfastError } from '../../errors.ts';
 import type { Exchange, Interceptor } from '../../interceptor.ts';
 import { formatEntryId } from '../../ledger/encoding/entry-id.ts';
+import type { EndIntention } from '../../ledger/intention-store.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
+import * as encode from '../../resp/encode.ts';
 import { beforeExec } from './before-exec.ts';
 import { equalsWord, holdUntilOpen, knownStream, type LedgerContext } from './context.ts';
 
 const HANDLED: ReadonlySet<string> = new Set(['xgroup|create', 'xgroup|setid', 'xgroup|destroy']);
 const MINUS = 0x2d;
+const ATTEMPTS_MAX = 3;
+
+/** The KV store has no such group, or no such stream. */
+function missesGroup(reply: Buffer): boolean {
+  const text = reply.toString('latin1', 0, 60);
+  return (
+    text === ':0\r\n' || text.startsWith('-NOGROUP') || text.startsWith('-ERR The XGROUP subcommand requires the key')
+  );
+}
 
 export function ledgerGroup(context: LedgerContext): Interceptor {
   const { ledger, recovery } = context;
@@ -61,8 +72,7 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
     const settle = async (): Promise<void> => {
       await recovery.changes.takeInGroup(stream, name, true).catch(unavailable);
     };
-    const group = stream.groups.get(name.toString('latin1'));
-    if (group === undefined) {
+    if (!stream.groups.has(name.toString('latin1'))) {
       if (!exchange.queued) await holdUntilOpen(context, exchange, stream);
       // Another sidecar may know it, or know this stream under the name that it had before.
       exchange.onReply(async (reply) => {
@@ -71,30 +81,63 @@ export function ledgerGroup(context: LedgerContext): Interceptor {
       });
       return;
     }
-    let marked = false;
+    let opened: EndIntention[] = [];
     const begin = async (): Promise<void> => {
-      await ledger.groups.changing(group.groupId, true).catch(unavailable);
+      const group = stream.groups.get(name.toString('latin1'));
+      if (group === undefined) return;
+      const opening = { command: exchange.command!.name, ends: false, sent: recovery.sentUnder };
+      opened = [await ledger.intentions.openGroupChange(stream.streamId, group.groupId, opening).catch(unavailable)];
       group.changing = true;
-      marked = true;
     };
-    exchange.onDiscard(() => {
-      if (!marked) return;
-      // Not executed: as it was.
-      group.changing = false;
-      ledger.groups.changing(group.groupId, false).catch((thrown: unknown) => ledger.postgres.failed(thrown));
-    });
-    exchange.onReply(async (reply) => {
-      if (reply[0] !== MINUS) await settle();
-      else if (marked) {
-        group.changing = false;
-        await ledger.groups.changing(group.groupId, false).catch(unavailable);
+    const doubt = (cause: unknown, clientId: number | undefined): void => {
+      const connection = clientId === undefined ? undefined : { clientId, runId: recovery.runId };
+      if (opened.length > 0) recovery.changes.leaveToLeader(opened, cause, connection);
+    };
+    /** It was not executed: as it was. */
+    const cancel = async (): Promise<void> => {
+      await recovery.changes.cancelSurely(opened);
+      opened = [];
+      await ledger.streams.refresh(stream.streamId).catch(unavailable);
+    };
+    const taken = async (): Promise<void> => {
+      try {
+        await settle();
+        await recovery.changes.cancelSurely(opened);
+      } catch (thrown) {
+        doubt(thrown, undefined);
+        throw thrown;
       }
-      return reply;
+    };
+    exchange.onDiscard(() => void cancel().catch((thrown: unknown) => recovery.changes.report(thrown)));
+    exchange.onDoubt(doubt);
+    exchange.onReply(async (first) => {
+      for (let reply = first, attempt = 1; ; attempt += 1) {
+        if (!missesGroup(reply)) {
+          if (reply[0] === MINUS) await cancel();
+          else await taken();
+          return reply;
+        }
+        // The ledger knows it: the KV store has lost it.
+        await cancel();
+        if (stream.ended || attempt === ATTEMPTS_MAX) return reply;
+        await recovery.noticed('a command found no group where the ledger knows one', context.holdMs);
+        if (exchange.queued) return reply;
+        await holdUntilOpen(context, exchange, stream);
+        await begin();
+        reply = await exchange.resend().catch((thrown: unknown) => {
+          doubt(thrown, undefined);
+          throw thrown;
+        });
+      }
     });
     if (exchange.queued) {
       beforeExec(exchange, begin);
       return;
     }
+    exchange.onLost((cause, clientId) => {
+      doubt(cause, clientId);
+      return encode.error(cause.toReplyText());
+    });
     if (await isRefused(exchange)) return;
     await holdUntilOpen(context, exchange, stream);
     await begin();

@@ -20,6 +20,7 @@ import {
   type ServerIdentity,
   type StreamState,
 } from '../kv/snapshot.ts';
+import { checkpointOf } from '../reconcile/checkpoint.ts';
 import { endStreams, moveStreams } from './end-streams.ts';
 
 /** So many of a stream's newest entries tell where it is. */
@@ -77,10 +78,42 @@ async function settleOne(
     );
     return;
   }
+  if (intention.group !== undefined) {
+    if (proves && stream !== undefined && !stream.ended)
+      await takeInGroupChange(ledger, connection, stream, intention, intention.group);
+    await intentions.cancel([intention]);
+    return;
+  }
   const mayHaveEnded = proves && intention.ends && stream !== undefined && !stream.ended;
   if (mayHaveEnded && typeof (await readStream(connection, stream)) === 'string') {
     await endStreams(ledger, connection, [intention]);
   } else await intentions.cancel([intention]);
+}
+
+/**
+ * The group is what it is now, in a new generation: of a SETID that was not executed that says nothing wrong. A group that is gone was
+ * destroyed only by a DESTROY, and only where the stream has lost nothing.
+ */
+async function takeInGroupChange(
+  ledger: Ledger,
+  connection: KvConnection,
+  stream: Stream,
+  { command }: AbandonedIntention,
+  name: Buffer,
+): Promise<void> {
+  const [known] = await readKnownStreams(ledger.pool, [stream.streamId]);
+  if (known === undefined || known.mode === 'restoring') return;
+  const { streams, nowMs } = await readSnapshot(connection, [stream]);
+  const actual = streams[0] as StreamState;
+  // The group itself, which is marked as changing, is not compared.
+  if (typeof actual === 'string' || compare(known, actual, nowMs).kind !== 'same') return;
+  const group = actual.groups.get(name.toString('latin1'));
+  if (group === undefined && command !== 'xgroup|destroy') return;
+  const checkpointId = group === undefined ? undefined : checkpointOf(group);
+  const state = group === undefined || checkpointId === undefined ? undefined : { ...group, checkpointId };
+  if (group !== undefined && state === undefined) return;
+  await ledger.groups.settle(stream.streamId, name, state, true);
+  await ledger.streams.refresh(stream.streamId);
 }
 
 /** Each entry by itself; nothing of a stream that has lost entries, where what is missing may be among these. */
