@@ -139,6 +139,14 @@ describe.each(kvKinds)('with %s,', (kind) => {
       await isBack(ids);
     });
 
+    test('a database that is selected behind it, in the same pipeline, changes nothing', async () => {
+      const ids = await lose();
+      await client.pipeline().expire('s', 86_400).select(3).exec();
+      await client.select(0);
+      await isBack(ids);
+      expect(await direct.ttl('s')).toBeGreaterThan(86_000);
+    });
+
     test('in a transaction they end nothing', async () => {
       const ids = await lose();
       await client.multi().expire('s', 86_400).persist('s').exec();

@@ -4,7 +4,7 @@
  */
 import { HoldfastError } from '../../errors.ts';
 import * as encode from '../../resp/encode.ts';
-import type { PendingExchange, ReplyMode } from '../request/pending-exchange.ts';
+import { type PendingExchange, type ReplyMode, viewIn } from '../request/pending-exchange.ts';
 import { Request } from '../request/request.ts';
 import { resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
@@ -40,7 +40,6 @@ import {
   sendControl,
   sendExchange,
   sendSticky,
-  viewIn,
 } from './forward.ts';
 import { credentialsOf, readHello, resetSession } from './login.ts';
 import { sendSubscription } from './subscribe.ts';

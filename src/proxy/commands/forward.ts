@@ -2,7 +2,7 @@
 import { HoldfastError, messageOf } from '../../errors.ts';
 import type { Interceptor, SessionView } from '../../interceptor.ts';
 import * as encode from '../../resp/encode.ts';
-import { PendingExchange } from '../request/pending-exchange.ts';
+import { PendingExchange, viewIn } from '../request/pending-exchange.ts';
 import type { Request } from '../request/request.ts';
 import { occupyLane, resendOn } from '../session/lane-link.ts';
 import type { Session } from '../session/session.ts';
@@ -206,12 +206,6 @@ export function intercept(session: Session, exchange: PendingExchange, request: 
     session.lift(Hold.request);
   };
   step(0);
-}
-
-/** The session as it will be when a command is executed in `database`. */
-export function viewIn(session: Session, database: number): SessionView {
-  if (database === session.database) return session;
-  return Object.create(session, { database: { value: database } }) as SessionView;
 }
 
 /**

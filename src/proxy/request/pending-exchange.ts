@@ -30,7 +30,7 @@ export interface ExchangeHost {
   readonly log: Logger;
   /** A reply of a lane has come, or will never come. */
   replyDone(): void;
-  resend(args: readonly Buffer[]): Promise<Buffer>;
+  resend(args: readonly Buffer[], database: number): Promise<Buffer>;
   run(behind: Interceptor, args: readonly Buffer[], database: number): Promise<Buffer>;
   judge(args: readonly Buffer[]): Promise<Buffer | undefined>;
   /** What was let in when it was judged is refused now. */
@@ -53,8 +53,13 @@ interface Probe {
 type Transform = (reply: Buffer) => Buffer | Promise<Buffer>;
 type Recover = (cause: HoldfastError, clientId: number | undefined) => Buffer | Promise<Buffer>;
 
+/** The session as it is for a command that is executed in `database`. */
+export function viewIn(session: SessionView, database: number): SessionView {
+  if (database === session.database) return session;
+  return Object.create(session, { database: { value: database } }) as SessionView;
+}
+
 export class PendingExchange implements Exchange, OwedReply {
-  readonly session: SessionView;
   readonly command: CommandEntry | undefined;
   readonly scope: object | undefined;
   readonly queued: boolean;
@@ -75,6 +80,8 @@ export class PendingExchange implements Exchange, OwedReply {
   probe: Probe | undefined;
 
   private readonly host: ExchangeHost;
+  private readonly view: SessionView;
+  private readonly database: number;
   private readonly transforms: Transform[] = [];
   private recovery: { readonly recover: Recover; readonly boundary: number } | undefined;
   private answerBoundary = 0;
@@ -100,12 +107,18 @@ export class PendingExchange implements Exchange, OwedReply {
     session = host.view,
   ) {
     this.host = host;
-    this.session = session;
+    this.view = session;
+    this.database = session.database;
     this.scope = scope;
     this.command = command;
     this.args = args;
     this.queued = queued;
     this.transaction = transaction;
+  }
+
+  /** The client's session, in the database where this command is executed: what follows in a pipeline may select another one. */
+  get session(): SessionView {
+    return viewIn(this.view, this.database);
   }
 
   respond(reply: Buffer): void {
@@ -175,7 +188,7 @@ export class PendingExchange implements Exchange, OwedReply {
   }
 
   resend(args: readonly Buffer[] = this.args): Promise<Buffer> {
-    return this.host.resend(args);
+    return this.host.resend(args, this.database);
   }
 
   /** The session's own look at the reply, after the interceptors'. */

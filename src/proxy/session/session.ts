@@ -698,14 +698,14 @@ export class Session implements SessionView, ReplyReceiver, LaneOwner, ExchangeH
     this.log.debug({ client: this.id, reason }, 'client closed');
   }
 
-  async resend(args: readonly Buffer[]): Promise<Buffer> {
-    return resendOn(this, this.laneSet, args);
+  async resend(args: readonly Buffer[], database = this.database): Promise<Buffer> {
+    const { credentials, protocol } = this;
+    return resendOn(this, this.context.upstream.laneSet({ credentials, database, protocol }), args);
   }
 
   /** Sends what concerns no database: a new connection needs no SELECT for it, which a busy server refuses. */
   resendAnywhere(args: readonly Buffer[]): Promise<Buffer> {
-    const { credentials, protocol } = this;
-    return resendOn(this, this.context.upstream.laneSet({ credentials, database: 0, protocol }), args);
+    return this.resend(args, 0);
   }
 
   judge(args: readonly Buffer[]): Promise<Buffer | undefined> {

@@ -20,10 +20,10 @@ export class KvConnection {
     this.#redis = redis;
   }
 
-  /** Rejects with KVDOWN. */
-  static async open(address: KvAddress, commandTimeoutMs: number): Promise<KvConnection> {
+  /** `name`: behind `holdfast:` in the KV store's CLIENT LIST. Rejects with KVDOWN. */
+  static async open(address: KvAddress, commandTimeoutMs: number, name = 'control'): Promise<KvConnection> {
     const redis = controlRedis(address, {
-      name: 'control',
+      name,
       connectTimeoutMs: CONNECT_TIMEOUT_MS,
       commandTimeoutMs,
     });

@@ -205,7 +205,7 @@ export class OutboxPublisher {
     this.#connection?.close();
     this.#token = undefined;
     this.#era = recovery.era;
-    this.#connection = await KvConnection.open(kv, COMMAND_TIMEOUT_MS);
+    this.#connection = await KvConnection.open(kv, COMMAND_TIMEOUT_MS, 'outbox');
     return this.#connection;
   }
 
