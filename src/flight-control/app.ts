@@ -62,9 +62,21 @@ export function flightControlApp({ pool, log, tasks }: FlightControlOptions): Ap
     orderBy: ({ orgId, event }) => `${orgId} ${event.involvedObject.kind}/${event.involvedObject.name}`,
     async onFailure(attempt: FailedAttempt) {
       const { org, events } = failureEvents(attempt);
-      await addEvents(pool, org, events);
+      try {
+        await addEvents(pool, org, events);
+      } catch (error) {
+        // Refused for what it is: it would be refused for ever, and the entry must come to its end.
+        if (!isRefusedValue(error)) throw error;
+        log.error({ id: attempt.id, error: messageOf(error) }, 'the event of a failure cannot be stored');
+      }
     },
   });
+}
+
+/** SQLSTATE classes 22 (data) and 54 (limits). */
+function isRefusedValue(error: unknown): boolean {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+  return code.startsWith('22') || code.startsWith('54');
 }
 
 /** The app with all tasks. Throws `CONFIG` where there is no database. */

@@ -29,6 +29,8 @@ const HOSTILE: Readonly<Record<string, [() => string, RegExp]>> = {
   'a lone surrogate': [() => 'a: "\\uD800"', /surrogate/],
   ['__proto__']: [() => '"__proto__": {polluted: true}', /__proto__/],
   '50 MB of one string': [() => `a: "${'x'.repeat(50_000_000)}"`, /at most 8388608/],
+  'four million ones': [() => `a: [${'1,'.repeat(4_000_000)}1]`, /more than 250000/],
+  'four million keys': [() => `{${'"a":1,'.repeat(1_300_000)}}`, /more than 250000/],
   'a key twice': [() => 'a: 1\na: 2', /"a" stands twice/],
   'an alias of itself': [() => 'a: &a [*a]', /nested deeper|stands for|nresolved/],
   'an unknown alias': [() => 'a: *b', /b/],
@@ -61,4 +63,8 @@ test.each([
   ['yEs', 'yEs'],
 ])('%s is read as YAML 1.1 reads it', (text, expected) => {
   expect([...readManifest(`a: ${text}`)][0]?.value).toEqual({ a: expected });
+});
+
+test('passes over a million empty documents', () => {
+  expect([...readManifest(`${'---\n'.repeat(1_000_000)}a: 1\n`)]).toEqual([{ number: 1_000_000, value: { a: 1 } }]);
 });

@@ -2,6 +2,7 @@
 import { HoldfastError } from '../../errors.ts';
 import type { Subcommand } from '../../subcommand.ts';
 import { formatYaml } from '../manifest/format-yaml.ts';
+import { isStoredKind } from '../resources/kinds.ts';
 import { findResource, parseLabelSelector, queryResources } from '../resources/query-resources.ts';
 import { type Resource, toDocument } from '../resources/resource.ts';
 import { type CommandContext, countFlag, namedResource, textFlag, withContext } from './command-context.ts';
@@ -32,6 +33,10 @@ Shows resources, by name. Secrets are shown as *****; what -o yaml gives can be 
       const format = (textFlag(context, 'output') ?? 'table') as Format;
       if (!FORMATS.includes(format)) throw new HoldfastError('CONFIG', `-o: must be one of ${FORMATS.join(', ')}`);
       const { kind, name } = namedResource(context.words, 'get');
+      if (!isStoredKind(kind)) {
+        const instead = kind === 'Event' ? '; see holdfast events' : '';
+        throw new HoldfastError('CONFIG', `get: ${kind} is not shown here${instead}`);
+      }
       if (name !== undefined && textFlag(context, 'selector') !== undefined) {
         throw new HoldfastError('CONFIG', 'get: say either a name or -l');
       }

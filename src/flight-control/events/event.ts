@@ -40,6 +40,14 @@ export function eventBody(event: NewEvent, now: Date): JsonObject {
   };
 }
 
+/** As JSON that Postgres can hold: NUL and lone surrogates, which come with what others sent, are replaced. */
+function eventJson(event: NewEvent, now: Date): string {
+  return JSON.stringify(eventBody(event, now)).replace(
+    /(?<!\\)((?:\\\\)*)\\u(?:0000|d[89ab][0-9a-f]{2}|d[c-f][0-9a-f]{2})/g,
+    '$1\ufffd',
+  );
+}
+
 /** In the transaction of the change that they tell of. Gives how many were not stored before. */
 export async function addEvents(client: Database, org: string, events: readonly NewEvent[]): Promise<number> {
   if (events.length === 0) return 0;
@@ -50,7 +58,7 @@ export async function addEvents(client: Database, org: string, events: readonly 
     values: [
       org,
       TASK_QUEUE,
-      events.map((event) => JSON.stringify(eventBody(event, now))),
+      events.map((event) => eventJson(event, now)),
       events.map(({ reason }) => QUEUED_REASONS.has(reason)),
     ],
   });

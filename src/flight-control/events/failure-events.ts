@@ -7,6 +7,9 @@ import { eventIdOf } from './event-id.ts';
 
 const ORG_OF_NOBODY = '00000000-0000-0000-0000-000000000000';
 const MESSAGE_MAX = 4096;
+const DEPTH_MAX = 50;
+const TEXT_MAX = 64 * 1024;
+const MEMBERS_MAX = 1000;
 
 /** What is stored of a failed attempt, and for which organization. */
 export function failureEvents(attempt: FailedAttempt): { readonly org: string; readonly events: readonly NewEvent[] } {
@@ -58,7 +61,7 @@ function permanentlyFailed(attempt: FailedAttempt, body: QueueBody | undefined):
     details: {
       errorMessage,
       retryCount: attempt.attempt,
-      originalEvent: (body?.event.raw ?? storable(fields.body ?? '')) as JsonValue,
+      originalEvent: body !== undefined && isStorable(body.event.raw, 0) ? body.event.raw : storable(fields.body ?? ''),
     },
     actor: 'system:queue',
   };
@@ -67,6 +70,15 @@ function permanentlyFailed(attempt: FailedAttempt, body: QueueBody | undefined):
 /** Without stacks, which are in the log. */
 function shortened(text: string): string {
   return storable(text.replace(/\n {4}at [^\n]*/g, ''));
+}
+
+/** An event that nobody can read as a whole is told of by its beginning. */
+function isStorable(value: JsonValue, depth: number): boolean {
+  if (depth > DEPTH_MAX) return false;
+  if (typeof value === 'string') return value.length <= TEXT_MAX;
+  if (typeof value !== 'object' || value === null) return true;
+  const members = Object.values(value);
+  return members.length <= MEMBERS_MAX && members.every((member) => isStorable(member, depth + 1));
 }
 
 /** What came in as no event may be anything. */

@@ -12,6 +12,7 @@ import {
   isMap,
   isScalar,
   isSeq,
+  Lexer,
   type Node,
   Parser,
 } from 'yaml';
@@ -21,6 +22,7 @@ import { resolveNumber, resolvePlain } from './yaml-scalar.ts';
 
 export const DOCUMENT_BYTES_MAX = 8 * 1024 * 1024;
 const DEPTH_MAX = 100;
+const LEXEMES_MAX = 250_000;
 /** Nodes that aliases add: what a bomb is made of. */
 const ALIASED_NODES_MAX = 100_000;
 const TOO_DEEP = `it is nested deeper than ${DEPTH_MAX} levels`;
@@ -48,6 +50,7 @@ export function* readManifest(text: string): Generator<ManifestDocument> {
   let number = 0;
   for (const part of splitDocuments(text.startsWith('\ufeff') ? text.slice(1) : text)) {
     number += 1;
+    if (part.length < EMPTY_LENGTH_MAX && /^(---)?\s*$/.test(part)) continue;
     let value: JsonValue | undefined;
     try {
       value = readDocument(part);
@@ -76,6 +79,8 @@ function* splitDocuments(text: string): Generator<string> {
 }
 
 const PREAMBLE_MAX = 4096;
+/** Whether a longer one is empty is not asked before it is read. */
+const EMPTY_LENGTH_MAX = 32;
 
 function isPreamble(text: string): boolean {
   return text.length <= PREAMBLE_MAX && text.split('\n').every((line) => /^([#%]|\s*$|\s+#)/.test(line));
@@ -85,7 +90,7 @@ function readDocument(text: string): JsonValue | undefined {
   if (text.length > DOCUMENT_BYTES_MAX) {
     throw new Error(`the document has ${text.length} characters, at most ${DOCUMENT_BYTES_MAX} are read`);
   }
-  const parsed = [...new Composer(OPTIONS).compose(shallow(new Parser().parse(text)))] as Document.Parsed[];
+  const parsed = [...new Composer(OPTIONS).compose(shallow(tokensOf(text)))] as Document.Parsed[];
   const document = parsed[0];
   if (document === undefined) return undefined;
   for (const one of parsed) {
@@ -103,6 +108,22 @@ function readDocument(text: string): JsonValue | undefined {
 
 function explain(message: string): string {
   return message.split('\n', 1)[0]!.replace(/:$/, '');
+}
+
+/** Counted while they come, for each takes some hundred bytes and may be of one character. */
+function* tokensOf(text: string): Generator<CST.Token> {
+  const parser = new Parser();
+  let lexemes = 0;
+  let depth = 0;
+  for (const lexeme of new Lexer().lex(text)) {
+    lexemes += 1;
+    if (lexemes > LEXEMES_MAX) throw new Error(`the document has more than ${LEXEMES_MAX} words and marks`);
+    if (lexeme === '[' || lexeme === '{') depth += 1;
+    if (lexeme === ']' || lexeme === '}') depth -= 1;
+    if (depth > DEPTH_MAX + 1) throw new Error(TOO_DEEP);
+    yield* parser.next(lexeme);
+  }
+  yield* parser.end();
 }
 
 /**

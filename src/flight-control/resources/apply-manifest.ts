@@ -27,7 +27,8 @@ const KEPT_LENGTH_MAX = 16 * 1024 * 1024;
 const ATTEMPTS_MAX = 3;
 const DEADLOCK = '40P01';
 
-class DryRun extends Error {}
+/** Ends the transaction without a trace: it was a dry run, or met a conflict. */
+class TakenBack extends Error {}
 
 /** `file` names it in messages. Gives the lines of all problems: none of it is applied where there is one. */
 export async function applyManifest(
@@ -53,10 +54,10 @@ export async function applyManifest(
             else outcomes.push([`${kind}/${name}`, one.outcome]);
           }
         }
-        if (conflicts.length > 0 || options.dryRun) throw new DryRun();
+        if (conflicts.length > 0 || options.dryRun) throw new TakenBack();
       });
     } catch (error) {
-      if (error instanceof DryRun) {
+      if (error instanceof TakenBack) {
         if (conflicts.length > 0) return conflicts;
       } else if (attempt < ATTEMPTS_MAX && isContention(error)) {
         continue;

@@ -275,8 +275,8 @@ export class OutboxPublisher {
   }
 
   /**
-   * What the note says was added, by whoever it was, and is still in the outbox. Where the stream is not as far as its IDs it
-   * was lost since, and is added again; an entry that is gone while the stream is there was removed by somebody.
+   * What the note says was added, by whoever it was, and is still in the outbox. What is not in the stream any more leaves the
+   * outbox only where the ledger knows why; else it was lost, and is added again.
    */
   async #resume(connection: KvConnection): Promise<void> {
     const { recovery } = this.#options;
@@ -302,10 +302,27 @@ export class OutboxPublisher {
         const there = await entriesAt(connection, stream, idsOf(added));
         const present = added.filter((row) => there.has(idsOf([row])[0]!.toString('latin1')));
         if (present.length > 0) await this.#record(connection, stream, epoch, present, idsOf(present), true);
-        await this.#remove(added.filter((row) => !present.includes(row)));
+        const gone = added.filter((row) => !present.includes(row));
+        const known = await this.#knownGone(stream, idsOf(gone));
+        await this.#remove(gone.filter((row) => known.has(idsOf([row])[0]!.toString('latin1'))));
       }
     }
     this.#token = note.token;
+  }
+
+  /**
+   * IDs, as latin1, that the ledger has as entries, or that clients deleted. That of a trimmed one may as well be that of a lost one, in
+   * a stream that was made anew: it is added again.
+   */
+  async #knownGone({ streamId }: Stream, ids: readonly Buffer[]): Promise<ReadonlySet<string>> {
+    if (ids.length === 0) return new Set();
+    const { rows } = await this.#options.recovery.ledger.pool.query<{ id: Buffer }>(
+      `SELECT given.id FROM unnest($2::bytea[]) AS given (id)
+        WHERE EXISTS (SELECT FROM holdfast.entry WHERE entry.stream_id = $1 AND entry.id = given.id)
+           OR EXISTS (SELECT FROM holdfast.deletion WHERE deletion.stream_id = $1 AND deletion.id = given.id)`,
+      [streamId, byteaArray(ids)],
+    );
+    return new Set(rows.map(({ id }) => id.toString('latin1')));
   }
 
   async #stillWaiting(rows: readonly string[]): Promise<Row[]> {
