@@ -104,7 +104,7 @@ describe.each(kvKinds)('with %s', (kind) => {
     const connection = await KvConnection.open({ port: kv.port }, 2000);
     const [known] = await readKnownStreams(sidecar.ledger.pool, undefined);
     const snapshot = await readSnapshot(connection, [{ database: 0, name: known!.name }]);
-    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot }];
+    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot, witness: snapshot.witness }];
     await direct.flushall();
     await sidecar.recovery.look();
     await restored(sidecar);
@@ -113,7 +113,8 @@ describe.each(kvKinds)('with %s', (kind) => {
       'SELECT last_delivered_id FROM holdfast.consumer_group',
     );
     expect(rows[0]!.last_delivered_id.equals(Buffer.alloc(16))).toBe(true);
-    await expect(saveCheckpoints(sidecar.ledger.pool, 999, new Date(), looked)).rejects.toThrow(
+    const ousted = looked.map((look) => ({ ...look, witness: { ledger: sidecar.ledger.identity, epoch: 999 } }));
+    await expect(saveCheckpoints(sidecar.ledger.pool, 999, new Date(), ousted)).rejects.toThrow(
       /another sidecar leads/,
     );
     connection.close();
@@ -133,12 +134,40 @@ describe.each(kvKinds)('with %s', (kind) => {
     const snapshot = await readSnapshot(connection, [{ database: 0, name: known!.name }]);
     connection.close();
     await change(client);
-    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot }];
+    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot, witness: snapshot.witness }];
     await saveCheckpoints(sidecar.ledger.pool, sidecar.recovery.status().leaderEpoch, new Date(), looked);
     await direct.del('s');
     await sidecar.recovery.look();
     await restored(sidecar);
     expect(await direct.call('PEXPIRETIME', 's')).toBe(expiresAtMs);
+  });
+
+  test('[2] of a snapshot without the witness no checkpoint is saved', async () => {
+    const sidecar = await sidecarOf({ lookIntervalMs: NEVER_MS });
+    const client = sidecar.client();
+    await client.xgroup('CREATE', 's', 'g', '0', 'MKSTREAM');
+    const ids = await add(client, 3);
+    await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
+    await direct.xack('s', 'g', ...ids);
+    const connection = await KvConnection.open({ port: kv.port }, 2000);
+    const [known] = await readKnownStreams(sidecar.ledger.pool, undefined);
+    const { leaderEpoch } = sidecar.recovery.status();
+    const savedWith = async (witness: Buffer | undefined): Promise<boolean> => {
+      if (witness === undefined) await direct.del('holdfast:epoch');
+      else await direct.set('holdfast:epoch', witness);
+      const snapshot = await readSnapshot(connection, [{ database: 0, name: known!.name }]);
+      const actual = snapshot.streams[0] as StreamSnapshot;
+      const looked = [{ known: known!, actual, witness: snapshot.witness }];
+      await saveCheckpoints(sidecar.ledger.pool, leaderEpoch, new Date(), looked);
+      const { rows } = await sidecar.ledger.pool.query<{ checkpoint_id: Buffer }>(
+        'SELECT checkpoint_id FROM holdfast.consumer_group',
+      );
+      return !rows[0]!.checkpoint_id.equals(Buffer.alloc(16));
+    };
+    const witness = (await direct.getBuffer('holdfast:epoch'))!;
+    expect(await savedWith(undefined)).toBe(false);
+    expect(await savedWith(witness)).toBe(true);
+    connection.close();
   });
 
   test('[2] what was lost and made anew between the two readings of a look is no floor', async () => {
@@ -154,7 +183,9 @@ describe.each(kvKinds)('with %s', (kind) => {
     for (let n = 0; n < 3; n += 1) await direct.xadd('s', '*', 'by', 'direct');
     await direct.xgroup('CREATE', 's', 'g', '$');
     const snapshot = await readSnapshot(connection, [{ database: 0, name: known!.name }]);
-    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot }];
+    // As where the leader had put its witness back already.
+    const witness = { ledger: sidecar.ledger.identity, epoch: sidecar.recovery.status().leaderEpoch };
+    const looked = [{ known: known!, actual: snapshot.streams[0] as StreamSnapshot, witness }];
     await saveCheckpoints(sidecar.ledger.pool, sidecar.recovery.status().leaderEpoch, new Date(), looked);
     await sidecar.recovery.look();
     await restored(sidecar);

@@ -154,6 +154,27 @@ describe.each(kvKinds)('with %s,', (kind) => {
     });
   });
 
+  describe('a group that came by', () => {
+    test.each([
+      ['COPY', async (client: Redis) => expect(await client.call('COPY', 'from', 's')).toBe(1)],
+      [
+        'RESTORE',
+        async (client: Redis) => {
+          const payload = (await client.dumpBuffer('from')) as Buffer;
+          expect(await client.call('RESTORE', 's', '0', payload)).toBe('OK');
+        },
+      ],
+    ])('%s is known before the reply', async (_, arrive) => {
+      const { client, direct: past } = await startAnew(kv.port, { lookIntervalMs: SELDOM_MS });
+      await client.xgroup('CREATE', 'from', 'g', '$', 'MKSTREAM');
+      await arrive(client);
+      const added = await client.xadd('s', '*', 'n', 'behind');
+      await past.flushall();
+      const read = await client.xreadgroup('GROUP', 'g', 'c', 'STREAMS', 's', '>');
+      expect((read as [string, [string, string[]][]][])[0]![1].map(([id]) => id)).toEqual([added]);
+    });
+  });
+
   describe('where the reply is lost', () => {
     let sidecar: Sidecar;
     let client: Redis;

@@ -15,6 +15,11 @@ import { equalsWord, knownStream, type LedgerContext } from './context.ts';
 /** What the KV store did, as what was written down of it shows: `lost` where a stream was not there that the ledger knows. */
 export type TakenIn = 'taken' | 'lost';
 
+export interface Place {
+  readonly database: number;
+  readonly name: Buffer;
+}
+
 /** What a command will do to streams. */
 export interface Reshaping {
   /** These must be open before. */
@@ -25,6 +30,8 @@ export interface Reshaping {
   readonly spares?: Stream;
   /** What the command changes would hide a loss: compared before it goes out. */
   readonly compares?: Stream;
+  /** Where a stream comes to with its groups, which are in the ledger before the client hears. */
+  readonly arrives?: Place;
   open(): Promise<OpenedEnds>;
   /** A reply that is no error says that nothing was done. */
   nothingDone(reply: Reply): boolean;
@@ -53,6 +60,8 @@ const EXPIRES: ReadonlyMap<string, { readonly unitMs: number; readonly relative:
   ['expireat', { unitMs: 1000, relative: false }],
   ['pexpireat', { unitMs: 1, relative: false }],
 ]);
+/** What DUMP's payload of a stream begins with: RDB_TYPE_STREAM_LISTPACKS, _2 and _3 of the servers' rdb.h. */
+const DUMPED_STREAMS: ReadonlySet<number> = new Set([15, 19, 21]);
 /** `STORE destination` among the arguments. */
 const STORES: ReadonlySet<string> = new Set(['sort', 'georadius', 'georadiusbymember']);
 const OTHERS: ReadonlySet<string> = new Set([
@@ -174,6 +183,19 @@ export function reshapingPlans(context: LedgerContext): (exchange: Exchange) => 
     };
   }
 
+  /** With what `plan` does, if it does anything, a stream comes to that place. */
+  function arriving(plan: Reshaping | undefined, database: number, name: Buffer): Reshaping | undefined {
+    if (!recovery.ledgered(name)) return plan;
+    const nothing: Reshaping = {
+      streams: [],
+      standing: [],
+      open: async () => [],
+      nothingDone: isZero,
+      takeIn: async () => 'taken',
+    };
+    return { ...(plan ?? nothing), arrives: { database, name } };
+  }
+
   function numberAt(exchange: Exchange, at: number): number {
     return Number(exchange.args[at]?.toString('latin1') ?? Number.NaN);
   }
@@ -231,17 +253,23 @@ export function reshapingPlans(context: LedgerContext): (exchange: Exchange) => 
   function copying(exchange: Exchange): Reshaping | undefined {
     const { args } = exchange;
     const at = args.findIndex((arg, index) => index > 2 && equalsWord(arg, 'db'));
-    const [target] = known(exchange, [args[2]], at < 0 ? undefined : numberAt(exchange, at + 1));
+    const database = at < 0 ? exchange.session.database : numberAt(exchange, at + 1);
+    const [target] = known(exchange, [args[2]], database);
     const source = known(exchange, [args[1]]);
-    if (!args.some((arg, index) => index > 2 && equalsWord(arg, 'replace'))) return sparing(exchange, target, source);
-    return ending(exchange, target === undefined ? [] : [target], isZero, source);
+    const replaces = args.some((arg, index) => index > 2 && equalsWord(arg, 'replace'));
+    const plan = replaces
+      ? ending(exchange, target === undefined ? [] : [target], isZero, source)
+      : sparing(exchange, target, source);
+    return source.length === 0 || args[2] === undefined ? plan : arriving(plan, database, args[2]);
   }
 
   function restoring(exchange: Exchange): Reshaping | undefined {
     const { args } = exchange;
     const [target] = known(exchange, [args[1]]);
-    if (!args.some((arg, index) => index > 3 && equalsWord(arg, 'replace'))) return sparing(exchange, target, []);
-    return ending(exchange, target === undefined ? [] : [target]);
+    const replaces = args.some((arg, index) => index > 3 && equalsWord(arg, 'replace'));
+    const plan = replaces ? ending(exchange, target === undefined ? [] : [target]) : sparing(exchange, target, []);
+    const isStream = args[3] !== undefined && DUMPED_STREAMS.has(args[3][0] ?? -1);
+    return isStream ? arriving(plan, exchange.session.database, args[1]!) : plan;
   }
 
   function migrating(exchange: Exchange): Reshaping | undefined {

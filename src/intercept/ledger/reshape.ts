@@ -18,7 +18,7 @@ import * as encode from '../../resp/encode.ts';
 import { type Reply, readReply } from '../../resp/reply.ts';
 import { beforeExec } from './before-exec.ts';
 import { holdUntilWhole, type LedgerContext } from './context.ts';
-import { type Reshaping, reshapes, reshapingPlans, type TakenIn } from './reshape-plans.ts';
+import { type Place, type Reshaping, reshapes, reshapingPlans, type TakenIn } from './reshape-plans.ts';
 
 /** Intentions that are open, and what they were opened for. */
 interface Opened {
@@ -131,6 +131,16 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
     return reply;
   }
 
+  async function arrived(plan: Reshaping, place: Place, frame: Buffer): Promise<Buffer> {
+    const reply = readReply(frame);
+    if (isRefusal(reply) || plan.nothingDone(reply)) return frame;
+    await changes.takeInArrival(place).catch((thrown: unknown) => {
+      changes.report(thrown);
+      throw new HoldfastError('LEDGERDOWN', 'the command was executed, but the ledger could not take it in yet');
+    });
+    return frame;
+  }
+
   async function lost({ standing }: Reshaping): Promise<void> {
     for (const stream of standing) {
       if (stream.ended) continue;
@@ -158,7 +168,13 @@ export function ledgerReshape(context: LedgerContext): Interceptor {
         const connection = clientId === undefined ? undefined : { clientId, runId };
         if (intentions().length > 0) changes.leaveToLeader(intentions(), cause, connection);
       };
-      exchange.onReply((frame) => (intentions().length === 0 ? frame : answer(exchange, opened!, frame)));
+      exchange.onReply((frame) => {
+        if (opened === undefined) return frame;
+        const { arrives } = opened.plan;
+        if (arrives !== undefined)
+          return answer(exchange, opened, frame).then((reply) => arrived(opened!.plan, arrives, reply));
+        return intentions().length === 0 ? frame : answer(exchange, opened, frame);
+      });
       exchange.onDiscard(() => void changes.cancelSurely(intentions()));
       exchange.onDoubt(doubt);
       if (exchange.queued) {

@@ -86,7 +86,7 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
         await context.lost(stream, verdict.cause);
       } else if (verdict.kind === 'ended') {
         await endOf(ledger, stream, verdict.cause);
-      } else if (typeof actual !== 'string') looked.push({ known: stream, actual });
+      } else if (typeof actual !== 'string') looked.push({ known: stream, actual, witness: snapshot.witness });
     }
   }
   return { looked, deferred };

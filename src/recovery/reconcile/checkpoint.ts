@@ -8,12 +8,15 @@ import type pg from 'pg';
 import { bigintArray, byteaArray } from '../../ledger/encoding/binary-array.ts';
 import { ENTRY_ID_ZERO, minEntryId, nextEntryId, previousEntryId } from '../../ledger/encoding/entry-id.ts';
 import type { KnownStream } from '../detect/verdict.ts';
+import type { Witness } from '../kv/epoch-key.ts';
 import type { GroupSnapshot, StreamSnapshot } from '../kv/snapshot.ts';
 import { missingEntries } from './uncounted-entries.ts';
 
 export interface Looked {
   readonly known: KnownStream;
   readonly actual: StreamSnapshot;
+  /** Of the same moment: only what is seen beside the leader's own is of the KV store that it leads. */
+  readonly witness: Witness | undefined;
 }
 
 /** `undefined` where the smallest pending ID was not asked for. */
@@ -65,8 +68,9 @@ export async function saveCheckpoints(
   pool: pg.Pool,
   leaderEpoch: number,
   lookedAt: Date,
-  looked: readonly Looked[],
+  seen: readonly Looked[],
 ): Promise<void> {
+  const looked = seen.filter(({ witness }) => witness?.epoch === leaderEpoch);
   const changedStreams = looked.filter(
     ({ known, actual }) =>
       known.mode !== 'restoring' &&

@@ -62,6 +62,14 @@ export class ClientChanges {
     await this.#ledger.streams.refresh(stream.streamId);
   }
 
+  /** After COPY or RESTORE: the stream that came to that place, and its groups. */
+  async takeInArrival({ database, name }: { readonly database: number; readonly name: Buffer }): Promise<void> {
+    const actual = await readStream(await this.#connect(), { database, name });
+    if (typeof actual === 'string') return;
+    const stream = await this.#ledger.streams.resolve(database, name);
+    for (const group of actual.groups.values()) await this.takeInGroup(stream, group.name, false);
+  }
+
   /** Whether the KV store has a stream that the ledger knows, and nothing of it lost. Rejects with KVDOWN. */
   async isWhole(stream: Stream): Promise<boolean> {
     const connection = await this.#connect();
