@@ -177,7 +177,8 @@ describe.each(kvKinds)('Flight Control as an app, with %s:', (kind) => {
 
   test('tells users of a repository, once, however often the event comes', async () => {
     const { work, apply, pool, client } = await setUp(kind);
-    const ref = (key: string) => `config: [{name: c, ${key}: {repository: cfg, path: /p, filePath: /f}}]`;
+    const ref = (key: string) =>
+      `config: [{name: c, ${key}: {repository: cfg, targetRevision: main, path: /p, filePath: /f}}]`;
     await apply(
       [
         `apiVersion: v1beta1\nkind: Repository\nmetadata: {name: cfg}\nspec: {type: git, url: x}\n`,

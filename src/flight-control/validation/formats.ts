@@ -43,42 +43,6 @@ export function badUser(text: string): string | undefined {
   return USER_NAME.test(text) ? undefined : 'is not letters, digits, _ and -, without - in front';
 }
 
-const FORBIDDEN_BELOW = ['/var/lib/flightctl', '/usr/lib/flightctl', '/etc/flightctl/certs'];
-const FORBIDDEN_FILES = ['/etc/flightctl/config.yaml', '/etc/flightctl/config.yml'];
-const PATH_BYTES_MAX = 4096;
-
-/** A path on a device. */
-export function badDevicePath(path: string): string[] {
-  const reasons: string[] = [];
-  if (Buffer.byteLength(path) > PATH_BYTES_MAX) reasons.push(`is longer than ${PATH_BYTES_MAX} bytes`);
-  if (!path.startsWith('/')) reasons.push('is not absolute');
-  if (!isClean(path)) reasons.push('is not in its cleaned form: no //, no . or .. in it, no / at its end');
-  if (path.includes(':')) reasons.push('holds a colon');
-  if (FORBIDDEN_FILES.includes(path) || FORBIDDEN_BELOW.some((top) => path === top || path.startsWith(`${top}/`))) {
-    reasons.push('is forbidden: it belongs to the agent of the device');
-  }
-  return reasons;
-}
-
-/** Whether Go's `filepath.Clean` would leave it as it is. */
-export function isClean(path: string): boolean {
-  if (path === '/' || path === '.') return true;
-  const elements = (path.startsWith('/') ? path.slice(1) : path).split('/');
-  const inside = path.startsWith('/') ? 0 : elements.findIndex((element) => element !== '..');
-  return elements.every(
-    (element, at) => element !== '' && element !== '.' && (element !== '..' || at < inside || inside < 0),
-  );
-}
-
-/** A file of an application. */
-export function badRelativePath(path: string): string | undefined {
-  if (path.length > 253) return 'is longer than 253 characters';
-  if (path.startsWith('/')) return 'is absolute';
-  if (path === '..' || path.startsWith('../') || path.includes('/../')) return 'leads out with ..';
-  if (!isClean(path) && !path.startsWith('./')) return 'is not in its cleaned form';
-  return undefined;
-}
-
 const DOMAIN_PART = '(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])';
 const DOMAIN = `${DOMAIN_PART}(?:\\.${DOMAIN_PART})*(?::[0-9]+)?`;
 const NAME_PART = '[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*';
@@ -98,9 +62,9 @@ export function isStrictImage(text: string): boolean {
   return text.length <= IMAGE_MAX && STRICT_IMAGE.test(text);
 }
 
-/** `10m`: a whole number with s, m or h. */
+/** `10m`: a whole number above 0 with s, m or h. */
 export function isDuration(value: unknown): boolean {
-  return typeof value === 'string' && /^[0-9]+[smh]$/.test(value);
+  return typeof value === 'string' && /^[1-9][0-9]*[smh]$/.test(value);
 }
 
 export function isPercentage(value: unknown): boolean {

@@ -1,9 +1,10 @@
 /** `spec.applications`: an image, or the files themselves. */
 import { field, isList, isObject, type JsonObject } from '../manifest/json-value.ts';
 import { readManifest } from '../manifest/read-manifest.ts';
-import { badDevicePath, badRelativePath, isDnsSubdomain, isImage, isStrictImage } from './formats.ts';
+import { devicePathReasons, PATH_REASONS, relativePathReasons } from '../rendering/config-path.ts';
+import { isDnsSubdomain, isImage, isStrictImage } from './formats.ts';
 import { isTemplate, type SpecContext, validateImage } from './spec-context.ts';
-import { hasPlaceholders } from './template-text.ts';
+import { fillPlaceholders } from './template-text.ts';
 import { validateContent } from './validate-config.ts';
 
 const TYPES = ['container', 'compose', 'quadlet', 'helm', 'vm'];
@@ -109,8 +110,9 @@ function validateFiles(context: SpecContext, at: string, files: unknown, type: u
     }
     if (paths.has(path)) report.refuse(`${place}.path`, 'this path is used twice', path);
     paths.add(path);
-    const reason = isTemplate(context, `${place}.path`, path) ? undefined : badRelativePath(path);
-    if (reason !== undefined) report.refuse(`${place}.path`, reason, path);
+    if (!isTemplate(context, `${place}.path`, path)) {
+      for (const reason of relativePathReasons(path)) report.refuse(`${place}.path`, PATH_REASONS[reason], path);
+    }
     if (field(file, 'content') !== undefined) validateContent(context, place, file);
     if (type === 'compose') validateCompose(context, place, path, file);
   });
@@ -141,7 +143,7 @@ function validateCompose(context: SpecContext, at: string, path: string, file: J
       report.refuse(`${at}.content`, `services.${name}.container_name is not allowed`);
     }
     const image = field(service, 'image');
-    if (typeof image === 'string' && (hasPlaceholders(image) || isStrictImage(image))) continue;
+    if (typeof image === 'string' && isStrictImage(context.template ? fillPlaceholders(image, 'x') : image)) continue;
     report.refuse(`${at}.content`, `services.${name}.image must be an image reference with its registry`, image);
   }
 }
@@ -196,8 +198,10 @@ function validateVolumes(context: SpecContext, at: string, volumes: unknown, typ
       report.refuse(`${place}.mount.path`, 'is missing', path);
       return;
     }
-    if (hasPlaceholders(path)) return;
+    if (isTemplate(context, `${place}.mount.path`, path)) return;
     // Mount options stand behind a colon.
-    for (const reason of badDevicePath(path.split(':', 1)[0]!)) report.refuse(`${place}.mount.path`, reason, path);
+    for (const reason of devicePathReasons(path.split(':', 1)[0]!)) {
+      report.refuse(`${place}.mount.path`, PATH_REASONS[reason], path);
+    }
   });
 }

@@ -1,6 +1,7 @@
 /** `spec.config` of a device or of a fleet's template. */
 import { field, isList, isObject, type JsonObject } from '../manifest/json-value.ts';
-import { badDevicePath, badUser, isBase64, isDnsSubdomain } from './formats.ts';
+import { devicePathReasons, PATH_REASONS } from '../rendering/config-path.ts';
+import { badUser, isBase64, isDnsSubdomain } from './formats.ts';
 import type { Report } from './problems.ts';
 import { isTemplate, type SpecContext } from './spec-context.ts';
 import { hasPlaceholders } from './template-text.ts';
@@ -118,7 +119,8 @@ function repositoryName({ report }: SpecContext, at: string, value: unknown): vo
 
 function devicePath(context: SpecContext, at: string, value: unknown): string | undefined {
   const path = text(context, at, value, Number.POSITIVE_INFINITY);
-  if (path !== undefined) for (const reason of badDevicePath(path)) context.report.refuse(at, reason, path);
+  if (path !== undefined)
+    for (const reason of devicePathReasons(path)) context.report.refuse(at, PATH_REASONS[reason], path);
   return path;
 }
 
@@ -130,8 +132,8 @@ function once({ report }: SpecContext, at: string, path: string | undefined, pat
 
 function validateGit(context: SpecContext, at: string, git: JsonObject): void {
   repositoryName(context, `${at}.repository`, field(git, 'repository'));
-  text(context, `${at}.targetRevision`, field(git, 'targetRevision'), 1024, false);
-  text(context, `${at}.path`, field(git, 'path'), 2048, false);
+  text(context, `${at}.targetRevision`, field(git, 'targetRevision'), 1024);
+  text(context, `${at}.path`, field(git, 'path'), 2048);
 }
 
 function validateHttp(context: SpecContext, at: string, http: JsonObject, paths: Set<string>): void {

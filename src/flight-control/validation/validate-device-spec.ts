@@ -38,9 +38,7 @@ function validateOs(context: SpecContext, at: string, os: unknown): void {
     context.report.refuse(at, 'must be a map', os);
     return;
   }
-  const image = field(os, 'image');
-  if (image === undefined || image === '') return;
-  validateImage(context, `${at}.image`, image, isImage);
+  validateImage(context, `${at}.image`, field(os, 'image'), isImage);
 }
 
 function validateSystemd(report: Report, at: string, systemd: unknown): void {

@@ -107,7 +107,7 @@ function validateRolloutPolicy(report: Report, at: string, policy: unknown): voi
   validatePercentage(report, `${at}.successThreshold`, field(policy, 'successThreshold'));
   const timeout = field(policy, 'defaultUpdateTimeout');
   if (timeout !== undefined && timeout !== null && !isDuration(timeout)) {
-    report.refuse(`${at}.defaultUpdateTimeout`, 'must be a whole number with s, m or h', timeout);
+    report.refuse(`${at}.defaultUpdateTimeout`, 'must be a whole number above 0 with s, m or h', timeout);
   }
   if (selection !== undefined) validateDeviceSelection(report, `${at}.deviceSelection`, selection);
   if (budget !== undefined) validateBudget(report, `${at}.disruptionBudget`, budget);
