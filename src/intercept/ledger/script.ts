@@ -109,21 +109,30 @@ export function ledgerScripts(context: LedgerContext): Interceptor[] {
     else await scripts.end(streams, sent, done).catch(unavailable);
   }
 
-  /** Without a reply, what is there tells. */
-  function onLost(exchange: Exchange, streams: readonly Stream[], done: () => void): void {
+  /** Without a reply, what is there tells: of those that `wereThere` says were, since what was lost before was not ended by the script. */
+  function onLost(exchange: Exchange, wereThere: () => Promise<readonly Stream[]>, done: () => void): void {
     const { sentUnder } = recovery;
     exchange.onLost((cause, clientId) => {
       if (clientId === undefined) done();
-      else void scripts.settleLost(streams, sentUnder, clientId).finally(done);
+      else {
+        void wereThere()
+          .then((streams) => scripts.settleLost(streams, sentUnder, clientId))
+          .finally(done);
+      }
       return encode.error(cause.toReplyText());
     });
+  }
+
+  function thereIn(before: StreamStates | undefined, streams: readonly Stream[]): Stream[] {
+    return streams.filter((_, at) => before !== undefined && before.states[at] !== 'missing');
   }
 
   /** EXISTS right before and right behind it. */
   function watchOnLane(exchange: Exchange, streams: readonly Stream[]): void {
     const { before, after } = exchange.surround([EXISTS, ...streams.map(({ name }) => name)]);
     const done = scripts.begin(streams, () => exchange.session.closed);
-    onLost(exchange, streams, done);
+    // Of fewer than all nobody can tell which.
+    onLost(exchange, async () => (countOf(await before) === streams.length ? streams : []), done);
     exchange.onReply(async (reply) => {
       const [had, has] = [countOf(await before), countOf(await after)];
       if (had === undefined || has === undefined) {
@@ -167,20 +176,18 @@ export function ledgerScripts(context: LedgerContext): Interceptor[] {
       return reply;
     });
     if (!exchange.queued) {
-      const { sentUnder } = recovery;
-      exchange.onLost((cause, clientId) => {
-        if (clientId === undefined) done();
-        else void scripts.settleLost(streams, sentUnder, clientId).finally(() => done());
-        return encode.error(cause.toReplyText());
-      });
+      onLost(
+        exchange,
+        async () => thereIn(before, streams),
+        () => done(),
+      );
       return begin();
     }
     beforeExec(exchange, begin);
-    exchange.onDiscard(() => {
+    exchange.onDiscard(() => done());
+    exchange.onDoubt((_, clientId) => {
       if (before === undefined) return;
-      const sentTo = before;
-      // EXEC may have been executed all the same.
-      void scripts.settleLost(streams, sentTo, undefined).finally(() => done());
+      void scripts.settleLost(thereIn(before, streams), before, clientId).finally(() => done());
     });
   }
 
