@@ -177,8 +177,10 @@ describe.each(kvKinds)('the outbox, with %s:', (kind) => {
     await direct.set('taken', 'x');
     await sql.query(`SELECT holdfast.xadd('taken', 'n', n::text) FROM generate_series(1, 1500) AS n`);
     await sql.query(`SELECT holdfast.xadd('free', 'n', '1')`);
-    await eventually('the free one is there', async () => (await client.xlen('free')) === 1);
-    await eventually('only the other one waits', async () => (await waiting(sql)) === 1500);
+    await sql.query(`SELECT holdfast.xadd('nowhere', database => 99, VARIADIC fields => ARRAY['n', '1'])`);
+    await sql.query(`SELECT holdfast.xadd('free', 'n', '2') FROM generate_series(1, 2)`);
+    await eventually('the free one is there', async () => (await client.xlen('free')) === 3);
+    await eventually('only the other one waits', async () => (await waiting(sql)) === 1501);
     await client.del('taken');
     await eventually('the other one too', async () => (await client.xlen('taken')) === 1500);
     expect(await values(client, 'taken')).toEqual(Array.from({ length: 1500 }, (_, n) => String(n + 1)));

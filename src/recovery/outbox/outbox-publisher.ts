@@ -28,7 +28,7 @@ import { KvConnection } from '../kv/connection.ts';
 import { entriesAt } from '../kv/entries.ts';
 import { lastGeneratedId } from '../kv/last-generated-id.ts';
 import type { Recovery } from '../recovery.ts';
-import { addFromOutbox, readNote } from './outbox-script.ts';
+import { type Added, type Addition, addFromOutbox, readNote } from './outbox-script.ts';
 
 export interface OutboxOptions {
   readonly recovery: Recovery;
@@ -64,6 +64,9 @@ const RETRY_MS = 100;
 const BLOCKED_MS = 500;
 /** How long a comparison may take before nothing is believed. */
 const NOTICE_MS = 2000;
+const COMPLAINT_MS = 10_000;
+/** Smaller than any stream's. */
+const EPOCH_OF_NONE = 0;
 const CHANNEL = 'holdfast_outbox';
 
 const NEXT = {
@@ -101,6 +104,8 @@ export class OutboxPublisher {
   #token: string | undefined;
   #promisedUntil = 0;
   #busyAt = 0;
+  #complained = '';
+  #complainedAt = 0;
   #published = 0;
   #resumed = 0;
 
@@ -176,8 +181,17 @@ export class OutboxPublisher {
     if (passing || (thrown instanceof HoldfastError && thrown.code === 'KVDOWN')) {
       this.#options.log.debug({ err: messageOf(thrown) }, 'the outbox waits');
     } else {
-      this.#options.log.error({ err: thrown }, 'the outbox could not be published, it is tried again');
+      this.#complain('the outbox could not be published, it is tried again', messageOf(thrown));
     }
+  }
+
+  /** What is tried again and again is said now and then. */
+  #complain(text: string, reason: string): void {
+    const now = performance.now();
+    if (this.#complained === reason && now - this.#complainedAt < COMPLAINT_MS) return;
+    this.#complained = reason;
+    this.#complainedAt = now;
+    this.#options.log.error({ reason }, text);
   }
 
   async #listen(): Promise<void> {
@@ -231,7 +245,7 @@ export class OutboxPublisher {
       ],
     });
     for (const batch of byStream(rows)) {
-      if (!this.#wanted || this.#stopped) return true;
+      if (!this.#wanted || this.#stopped || this.#token === undefined) return true;
       await this.#publish(connection, batch);
     }
     return rows.length > 0;
@@ -244,7 +258,7 @@ export class OutboxPublisher {
     if (stream !== undefined && !recovery.gate.isWhole(stream)) return this.#block(rows[0]!);
     const epoch = stream?.epoch ?? 0;
     const token = randomUUID();
-    const added = await addFromOutbox(connection, {
+    const added = await this.#add(connection, {
       database,
       stream: name,
       after: this.#token!,
@@ -254,6 +268,7 @@ export class OutboxPublisher {
       present: stream?.present ?? false,
       entries: rows,
     });
+    if (added === 'refused') return this.#block(rows[0]!);
     if (added === 'noted') {
       this.#token = undefined;
       return;
@@ -264,7 +279,10 @@ export class OutboxPublisher {
       return;
     }
     if (added === 'type') {
-      this.#options.log.error({ stream: name.toString(), database }, 'the outbox waits: the key is no stream');
+      this.#complain(
+        'entries of the outbox wait: their key is no stream',
+        `${name.toString()} in database ${database}`,
+      );
       return this.#block(rows[0]!);
     }
     this.#token = token;
@@ -272,6 +290,18 @@ export class OutboxPublisher {
     if (stream === undefined) await this.#remove(rows);
     else await this.#record(connection, stream, epoch, rows, ids, false);
     this.#published += rows.length;
+  }
+
+  /** `refused`: by the server, as for a database that it does not have. Other streams go on. */
+  async #add(connection: KvConnection, addition: Addition): Promise<Added | 'refused'> {
+    try {
+      return await addFromOutbox(connection, addition);
+    } catch (thrown) {
+      if (!(thrown instanceof Error) || thrown.name !== 'ReplyError') throw thrown;
+      const place = `${addition.stream.toString()} in database ${addition.database}`;
+      this.#complain('entries of the outbox wait: the KV store refuses them', `${place}: ${thrown.message}`);
+      return 'refused';
+    }
   }
 
   /**
@@ -295,10 +325,8 @@ export class OutboxPublisher {
       if (added.length > 0 && !recovery.ledgered(note.stream)) await this.#remove(added);
       else if (added.length > 0) {
         const stream = await recovery.ledger.streams.resolve(note.database, note.stream);
-        // Until it is whole nothing can be said of it; what is added behind this batch would overwrite the note.
-        if (!recovery.gate.isWhole(stream))
-          throw new HoldfastError('KVDOWN', 'the stream of the last batch is in trouble');
-        const { epoch } = stream;
+        // Where it is in trouble they are late commits, whatever the epoch was under which they were added.
+        const epoch = recovery.gate.isWhole(stream) ? stream.epoch : EPOCH_OF_NONE;
         const there = await entriesAt(connection, stream, idsOf(added));
         const present = added.filter((row) => there.has(idsOf([row])[0]!.toString('latin1')));
         if (present.length > 0) await this.#record(connection, stream, epoch, present, idsOf(present), true);
