@@ -208,6 +208,24 @@ describe.each(kvKinds)('the outbox, with %s:', (kind) => {
     client.disconnect();
   });
 
+  test('records them also where the stream is in trouble by then', async () => {
+    const { sql, direct, kv, sidecar, database } = await setUp(kind);
+    await sql.query(`SELECT holdfast.xadd('s', 'n', '0')`);
+    await eventually('the outbox is empty', async () => (await waiting(sql)) === 0);
+    const holder = await connect(database.url);
+    await holder.query('BEGIN; LOCK TABLE holdfast.entry IN SHARE MODE');
+    await sql.query(`SELECT holdfast.xadd('s', 'n', n::text) FROM generate_series(1, 10) AS n`);
+    await eventually('they are in the stream', async () => (await direct.xlen('s')) === 11);
+    await stopWhileRecording(sidecar, sql);
+    await holder.query('ROLLBACK');
+    await sql.query(`UPDATE holdfast.stream SET mode = 'outage', mode_since = clock_timestamp(), epoch = epoch + 1`);
+    const next = await startSidecar({ kvPort: kv.port, databaseUrl: database.url, lookIntervalMs: 100 });
+    await eventually('the outbox is empty', async () => (await waiting(sql)) === 0);
+    await eventually('the trouble is over', () => next.recovery.status().troubled.length === 0);
+    expect(await values(next.client(), 's')).toEqual(Array.from({ length: 11 }, (_, n) => String(n)));
+    await eventually('all are in the ledger', async () => (await inLedger(sql, 's')) === 11);
+  });
+
   test('adds them again where the KV store lost them', async () => {
     const { sql, direct, kv, sidecar, database } = await setUp(kind);
     const holder = await connect(database.url);
