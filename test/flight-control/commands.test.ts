@@ -227,6 +227,27 @@ describe('get', () => {
     expect(JSON.stringify(await queued())).not.toContain('hunter2');
   });
 
+  test('shows no password of a URL, and keeps it where its mask is applied', async () => {
+    const repository = (url: string, name = 'r') =>
+      `apiVersion: v1beta1\nkind: Repository\nmetadata: {name: ${name}}\nspec: {type: git, url: "${url}"}\n`;
+    await applyText(repository('https://anna:hunter2@git.example/a.git'));
+    const yaml = (await run(get, ['repo/r', '-o', 'yaml'])).output;
+    const shown = [yaml, (await run(get, ['repo'])).output, (await run(describeCommand, ['repo', 'r'])).output];
+    expect(shown.join('\n')).not.toContain('hunter2');
+    expect(yaml).toContain('https://anna:*****@git.example/a.git');
+    expect((await applyText(yaml)).output).toBe('Repository/r unchanged\n');
+    await applyText(repository('https://anna:*****@git.example/b.git'));
+    const { rows } = await sql.query(`SELECT spec ->> 'url' AS url FROM flight_control.resource`);
+    expect(rows).toEqual([{ url: 'https://anna:hunter2@git.example/b.git' }]);
+    // Towards its own server and no other.
+    expect((await applyText(repository('https://anna:*****@evil.example/b.git'))).output).toContain(
+      'for another server',
+    );
+    expect((await applyText(repository('https://anna:*****@git.example/b.git', 'new'))).output).toContain(
+      'm.yaml:1: spec.url: no secret is stored',
+    );
+  });
+
   test('selects by labels, in pages', async () => {
     const text = Array.from({ length: 1203 }, (_, i) =>
       device(`d${String(i).padStart(4, '0')}`, `  labels: {site: s${i % 3}${i % 2 === 0 ? ', even: "yes"' : ''}}\n`),

@@ -1,6 +1,7 @@
 /** One line for each resource, and the columns of its kind. */
 import { field, isList, isObject, type JsonValue } from '../manifest/json-value.ts';
 import type { Resource } from '../resources/resource.ts';
+import { maskSecrets } from '../resources/secrets.ts';
 
 const NAME_WIDTH = 32;
 const WIDTH = 16;
@@ -20,7 +21,7 @@ const COLUMNS: Readonly<Record<string, readonly Column[]>> = {
   ],
   Repository: [
     ['TYPE', ({ spec }) => field(spec, 'type')],
-    ['URL', ({ spec }) => field(spec, 'url') ?? field(spec, 'registry')],
+    ['URL', ({ spec }) => field(maskSecrets('Repository', spec), 'url') ?? field(spec, 'registry')],
   ],
 };
 

@@ -10,7 +10,7 @@ import { field, isObject, type JsonObject, type JsonValue } from '../manifest/js
 import type { Problem } from '../validation/problems.ts';
 import { type Change, changeOf, sameMeaning } from './compare-resources.ts';
 import { RESOURCE_COLUMNS, type Resource } from './resource.ts';
-import { keepSecrets } from './secrets.ts';
+import { keepSecrets, serverOf } from './secrets.ts';
 
 /** A document that was found valid. */
 export interface Wanted {
@@ -98,8 +98,11 @@ function judge(
     return refused('metadata.resourceVersion', `${reason}; get it again, or leave it out`, version);
   }
   const givenSpec = field(document, 'spec') ?? undefined;
-  const { value: spec, unknown } = keepSecrets(givenSpec ?? before?.spec ?? {}, before?.spec);
+  const { value: spec, unknown, kept } = keepSecrets(givenSpec ?? before?.spec ?? {}, before?.spec);
   if (unknown.length > 0) return refused(unknown[0]!, 'no secret is stored that ***** could stand for');
+  if (kept && serverOf(spec) !== serverOf(before?.spec)) {
+    return refused('spec', 'is for another server: give its secrets anew, ***** stands for those of the old one');
+  }
   const labels = field(metadata, 'labels') ?? before?.labels ?? {};
   if (kind === 'Device' && before?.owner?.startsWith('Fleet/') === true && !sameMeaning(before.spec, spec)) {
     return refused('spec', `belongs to ${before.owner}: only the labels of this device can be applied`);
