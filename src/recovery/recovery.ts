@@ -44,6 +44,7 @@ import { Reconciler } from './reconcile/reconciler.ts';
 import { Publications } from './restore/publications.ts';
 import { Mending } from './restore/repair-loop.ts';
 import { ClientChanges } from './settle/client-changes.ts';
+import { expireStream } from './settle/end-streams.ts';
 import { ScriptRuns } from './settle/script-runs.ts';
 import { type KvState, StreamGate } from './stream-gate.ts';
 
@@ -567,11 +568,12 @@ export class Recovery {
     const isAnother = before === undefined || isOther(before, identity);
     this.#unmarked = new Set();
     const lost = (stream: KnownStream, cause: string) => this.#lostUnlessWilled(stream, cause, lookedAt);
+    const expired = (stream: KnownStream) => expireStream(this.ledger, connection, stream);
     const whole = this.#doubted || isAnother || this.gate.state !== 'open';
     this.#doubted = false;
     this.#order.begin(`${identity.runId} ${identity.replicationId}`);
     const compared = await compareStreams(
-      { ledger: this.ledger, connection, identity, isAnother, order: this.#order, whole, lost },
+      { ledger: this.ledger, connection, identity, isAnother, order: this.#order, whole, lost, expired },
       known,
     ).catch(async (thrown: unknown) => {
       if (thrown instanceof UnreadStreams) await this.#judgeUnread(thrown, identity);

@@ -314,6 +314,26 @@ describe.each(kvKinds)('with %s,', (kind) => {
   });
 
   describe('a time to live', () => {
+    test.each([
+      ['XADD', async (client: Redis) => (await client.xadd('s', '*', 'n', 'new'))!],
+      [
+        'XADD in MULTI',
+        async (client: Redis) => (await client.multi().xadd('s', '*', 'n', 'new').exec())![0]![1] as string,
+      ],
+    ])('that has passed takes along what was there, and not what %s brings before anybody looked', async (_, add) => {
+      const { sidecar, client, direct: past } = await startAnew(kv.port, { lookIntervalMs: SELDOM_MS });
+      await fill(client, 1);
+      await client.pexpire('s', 30);
+      await eventually('it has passed', async () => (await past.exists('s')) === 0);
+      const added = [await add(client), await add(client)];
+      await sidecar.recovery.look();
+      expect(sidecar.recovery.status().lossesTotal).toBe(0);
+      await past.flushall();
+      await sidecar.recovery.look();
+      await eventually('back', async () => (await past.xlen('s')) === added.length);
+      expect(await idsOf(past)).toEqual(added);
+    });
+
     test('that passes during an outage takes along what was there before, not what was acknowledged after it', async () => {
       const own = await startKv(kind);
       const { sidecar, client } = await startAnew(own.port, { lookIntervalMs: 50 });

@@ -18,22 +18,3 @@ BEGIN
      SET ends = p_ends, sent_run_id = p_run_id, sent_replication_id = p_replication_id, opening = p_opening
    WHERE intention_id = ANY (p_ids);
 END $$;
-
--- The incarnation is over by its time to live, unless that was changed meanwhile. What the ledger has accepted since then belongs to the
--- next one, which begins here.
-CREATE FUNCTION holdfast.expire_stream(p_stream bigint, p_expires_at_ms bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-  expired_at timestamptz := to_timestamp(p_expires_at_ms / 1000.0);
-BEGIN
-  PERFORM pg_advisory_xact_lock(holdfast.lock_key(p_stream));
-  PERFORM FROM holdfast.stream WHERE stream_id = p_stream AND ended_at IS NULL AND expires_at_ms = p_expires_at_ms;
-  IF NOT FOUND THEN
-    RETURN false;
-  END IF;
-  PERFORM holdfast.end_stream(p_stream, 'expired');
-  PERFORM FROM holdfast.backlog WHERE stream_id = p_stream AND accepted_at >= expired_at;
-  IF FOUND THEN
-    PERFORM holdfast.hand_over(p_stream, NULL, '{}', expired_at);
-  END IF;
-  RETURN true;
-END $$;

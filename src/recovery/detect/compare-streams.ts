@@ -19,6 +19,8 @@ export interface Comparison {
   /** All that is large is read too. */
   readonly whole: boolean;
   lost(stream: KnownStream, cause: string): Promise<void>;
+  /** Its time to live has passed; what is there by now is another stream. */
+  expired(stream: KnownStream): Promise<void>;
 }
 
 export interface Compared {
@@ -85,15 +87,10 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
       if (verdict.kind === 'lost') {
         await context.lost(stream, verdict.cause);
       } else if (verdict.kind === 'ended') {
-        await endOf(ledger, stream, verdict.cause);
+        if (verdict.cause === EXPIRED) await context.expired(stream);
+        else await ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [stream.streamId, verdict.cause]);
       } else if (typeof actual !== 'string') looked.push({ known: stream, actual, witness: snapshot.witness });
     }
   }
   return { looked, deferred };
-}
-
-/** Over by its time to live, or because a client put another key there. */
-async function endOf(ledger: Ledger, { streamId, expiresAtMs }: KnownStream, cause: string): Promise<void> {
-  if (cause === EXPIRED) await ledger.pool.query('SELECT holdfast.expire_stream($1, $2)', [streamId, expiresAtMs]);
-  else await ledger.pool.query('SELECT holdfast.end_stream($1, $2)', [streamId, cause]);
 }

@@ -57,15 +57,15 @@ function lost(cause: string): Verdict {
 
 /** `nowMs` by the KV store's own clock, for whether a time to live has passed: no sidecar's clock decides that. */
 export function compare(known: KnownStream, actual: StreamState, nowMs: number): Verdict {
-  if (actual === 'other') return { kind: 'ended', cause: REPLACED };
+  const verdict = compareState(known, actual);
   const expired = known.expiresAtMs !== undefined && known.expiresAtMs <= nowMs;
-  if (actual === 'missing') {
-    if (!known.present) return SAME;
-    return expired ? { kind: 'ended', cause: EXPIRED } : lost('the stream is gone');
-  }
-  if (actual.lastId.compare(known.windowId ?? known.lastId) < 0) {
-    return expired ? { kind: 'ended', cause: EXPIRED } : lost('its last ID went back');
-  }
+  return verdict.kind === 'lost' && expired ? { kind: 'ended', cause: EXPIRED } : verdict;
+}
+
+function compareState(known: KnownStream, actual: StreamState): Verdict {
+  if (actual === 'other') return { kind: 'ended', cause: REPLACED };
+  if (actual === 'missing') return known.present ? lost('the stream is gone') : SAME;
+  if (actual.lastId.compare(known.windowId ?? known.lastId) < 0) return lost('its last ID went back');
   if (actual.entriesAdded < known.added) return lost('it counts fewer entries than were committed');
   // All that was added up to the last known ID is gone, and what came since is more than was counted since.
   if (

@@ -6,6 +6,7 @@
  * is nearly all of them, end many at a time.
  */
 import type pg from 'pg';
+import { HoldfastError } from '../../errors.ts';
 import { boundedPage } from '../../ledger/bounded-page.ts';
 import { byteaArray } from '../../ledger/encoding/binary-array.ts';
 import { inPooledTransaction } from '../../ledger/in-transaction.ts';
@@ -13,6 +14,7 @@ import { type EndIntention, STREAMS_PER_PART } from '../../ledger/intention-stor
 import type { Ledger } from '../../ledger/ledger.ts';
 import { retryContention } from '../../ledger/retry-contention.ts';
 import { sqlState } from '../../ledger/sqlstate.ts';
+import { EXPIRED, type KnownStream } from '../detect/verdict.ts';
 import type { KvConnection } from '../kv/connection.ts';
 import { presentEntries } from '../kv/entries.ts';
 
@@ -137,6 +139,40 @@ async function moveTogether(
   }
   await client.query('SELECT holdfast.settle_moves($1)', [changeId]);
   return over.map((row) => Number(row.stream_id));
+}
+
+/** How far the KV store's clock, by which streams expire, may be ahead of Postgres's. */
+const CLOCK_SKEW_MS_MAX = 60_000;
+
+/**
+ * The incarnation is over by its time to live, unless that was changed meanwhile. What the ledger accepted alone since then, and what was
+ * committed and is in the KV store, belongs to the next one. Rejects with Postgres's errors.
+ */
+export async function expireStream(
+  ledger: Ledger,
+  connection: KvConnection,
+  { streamId, database, name, expiresAtMs }: KnownStream,
+): Promise<void> {
+  await retryContention(() =>
+    inPooledTransaction(ledger.pool, async (client) => {
+      await client.query('SELECT pg_advisory_xact_lock(holdfast.lock_key($1))', [streamId]);
+      const { rows } = await client.query<{ waits: boolean }>(
+        `SELECT EXISTS (SELECT FROM holdfast.backlog AS b WHERE b.stream_id = s.stream_id AND accepted_at >= $3) AS waits
+           FROM holdfast.stream AS s WHERE stream_id = $1 AND ended_at IS NULL AND expires_at_ms = $2`,
+        [streamId, expiresAtMs, new Date(expiresAtMs!)],
+      );
+      if (rows[0] === undefined) return;
+      const since = new Date(expiresAtMs!);
+      const over = { stream_id: String(streamId), heir: null, since, database, name };
+      const committed = { ...over, since: new Date(expiresAtMs! - CLOCK_SKEW_MS_MAX) };
+      const kept = await stillThere(client, connection, committed);
+      if (kept === undefined)
+        throw new HoldfastError('KVDOWN', 'the KV store could not be asked what came after an expiry');
+      await client.query('SELECT holdfast.end_stream($1, $2)', [streamId, EXPIRED]);
+      if (kept.length > 0 || rows[0].waits) await handOver(client, over, kept);
+    }),
+  );
+  await ledger.streams.refresh(streamId);
 }
 
 /** All that the ledger has of `source` belongs to `target` now, which is in its place, and `source` is over. Rejects with Postgres's errors. */
