@@ -81,6 +81,7 @@ describe.each(kvKinds)('with %s,', (kind) => {
     await expect(add(client, 1000, randomBytes(200_000).toString('base64'))).rejects.toThrow(/LEDGERDOWN/);
 
     rmSync(ballast);
+    await eventually('it is found out', () => sidecar.ledger.writer.accepting);
     ids.push(await add(client, 1001));
     await keepsAll(sidecar, clientOf(kv.port), ids);
     await sidecar.stop();
