@@ -91,5 +91,5 @@ test('while a KV store that asks for a password is down, XADD without one is ref
   await new Promise((resolve) => setTimeout(resolve, 300));
   await expect(asking(await connectRaw(program.port))('XADD', 's', '*', 'a', 'b')).rejects.toThrow('connection closed');
   await expect(before('XADD', 's', '*', 'a', 'b')).rejects.toThrow('connection closed');
-  expect(program.output.stdout).toMatch(/KVDOWN [^"]*has not let/);
+  expect(program.output.stdout).toMatch(/"reason":"KVDOWN [^"]*cannot be reached/);
 }, 30_000);
