@@ -7,7 +7,8 @@ export default defineConfig({
     globalSetup: ['test/support/shared-postgres.ts'],
     // Processes, not threads: child servers are tied to the life of the process that started them.
     pool: 'forks',
-    maxWorkers: 2,
+    // Two cores are the smallest machine; a third of the time tests wait for servers.
+    maxWorkers: 3,
     testTimeout: 60_000,
     hookTimeout: 60_000,
   },

@@ -14,6 +14,9 @@ import { ownerIsGone } from './owner-lock.ts';
 import { retryContention } from './retry-contention.ts';
 import { isRetryable, isUnknownOutcome } from './sqlstate.ts';
 
+/** So many are given at once. */
+export const ABANDONED_MAX = 500;
+
 /** A statement is ended by Postgres before (`statement_timeout`). */
 const UNHEARD_MS_MAX = 15_000;
 const UNHEARD_RETRY_MS = 250;
@@ -287,7 +290,7 @@ export class IntentionStore {
     );
   }
 
-  /** Intentions that nobody will settle any more: doubted ones, those of a process that is gone, and very old ones. */
+  /** At most `ABANDONED_MAX` intentions that nobody will settle any more: doubted ones, those of a process that is gone, and very old ones. */
   async abandoned(): Promise<readonly AbandonedIntention[]> {
     const { rows } = await this.#pool.query<{
       intention_id: string;
@@ -308,7 +311,7 @@ export class IntentionStore {
          FROM holdfast.intention LEFT JOIN holdfast.consumer_group USING (group_id)
         WHERE doubted OR opened_at < clock_timestamp() - interval '60 seconds'
            OR (opened_at < clock_timestamp() - interval '5 seconds' AND ${ownerIsGone('owner')})
-        ORDER BY intention_id LIMIT 100`,
+        ORDER BY intention_id LIMIT ${ABANDONED_MAX}`,
     );
     return rows.map((row) => ({
       intentionId: Number(row.intention_id),

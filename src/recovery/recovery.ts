@@ -568,12 +568,13 @@ export class Recovery {
     const isAnother = before === undefined || isOther(before, identity);
     this.#unmarked = new Set();
     const lost = (stream: KnownStream, cause: string) => this.#lostUnlessWilled(stream, cause, lookedAt);
+    const unjudged = ({ streamId }: KnownStream) => void this.#unmarked.add(streamId);
     const expired = (stream: KnownStream) => expireStream(this.ledger, connection, stream);
     const whole = this.#doubted || isAnother || this.gate.state !== 'open';
     this.#doubted = false;
     this.#order.begin(`${identity.runId} ${identity.replicationId}`);
     const compared = await compareStreams(
-      { ledger: this.ledger, connection, identity, isAnother, order: this.#order, whole, lost, expired },
+      { ledger: this.ledger, connection, identity, isAnother, order: this.#order, whole, lost, unjudged, expired },
       known,
     ).catch(async (thrown: unknown) => {
       if (thrown instanceof UnreadStreams) await this.#judgeUnread(thrown, identity);

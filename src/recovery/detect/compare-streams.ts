@@ -19,6 +19,8 @@ export interface Comparison {
   /** All that is large is read too. */
   readonly whole: boolean;
   lost(stream: KnownStream, cause: string): Promise<void>;
+  /** This KV store was not compared before: it may have lost something, or a client may have ended or moved it. */
+  unjudged(stream: KnownStream): void;
   /** Its time to live has passed; what is there by now is another stream. */
   expired(stream: KnownStream): Promise<void>;
 }
@@ -77,9 +79,13 @@ export async function compareStreams(context: Comparison, known: readonly KnownS
         continue;
       }
       order.read(stream.streamId, actual);
-      // Of one that is about to end or move nothing can be concluded, nor saved.
-      if (stream.mode === 'restoring' || stream.ending) continue;
+      if (stream.mode === 'restoring') continue;
       let verdict = compare(stream, actual, snapshot.nowMs);
+      // Of one that is about to end or move nothing can be concluded, nor saved.
+      if (stream.ending) {
+        if (verdict.kind === 'lost' && context.isAnother) context.unjudged(stream);
+        continue;
+      }
       if (context.isAnother && verdict.kind === 'same' && typeof actual !== 'string') {
         const missing = await missingEntry(ledger, connection, stream);
         if (missing !== undefined) verdict = { kind: 'lost', cause: 'a committed entry is gone' };

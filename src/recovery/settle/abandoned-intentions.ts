@@ -5,7 +5,7 @@
 import type pg from 'pg';
 import { boundedPage } from '../../ledger/bounded-page.ts';
 import { ENTRY_ID_LENGTH } from '../../ledger/encoding/entry-id.ts';
-import type { AbandonedIntention, SentUnder } from '../../ledger/intention-store.ts';
+import { ABANDONED_MAX, type AbandonedIntention, type SentUnder } from '../../ledger/intention-store.ts';
 import type { Ledger } from '../../ledger/ledger.ts';
 import type { Stream } from '../../ledger/stream-registry.ts';
 import { readKnownStreams } from '../detect/known-streams.ts';
@@ -33,17 +33,30 @@ interface Place {
 
 /** Rejects with KVDOWN, or with Postgres's errors. */
 export async function settleAbandoned(ledger: Ledger, connection: KvConnection): Promise<void> {
-  const abandoned = await ledger.intentions.abandoned();
-  if (abandoned.length === 0) return;
+  for (let full = true; full; ) {
+    const abandoned = await ledger.intentions.abandoned();
+    full = abandoned.length >= ABANDONED_MAX;
+    if (abandoned.length > 0) await settlePart(ledger, connection, abandoned);
+  }
+}
+
+async function settlePart(
+  ledger: Ledger,
+  connection: KvConnection,
+  abandoned: readonly AbandonedIntention[],
+): Promise<void> {
   await closeConnections(
     connection,
     abandoned.flatMap((intention) => (intention.connection === undefined ? [] : [intention.connection])),
   );
   const now = parseServerIdentity(String(await connection.command(0, ['INFO'])));
+  // Nothing proves anything of these, which may be very many: all at once.
+  const proves = ({ sent, changeId }: AbandonedIntention) => changeId !== undefined || isUnder(now, sent);
+  await ledger.intentions.cancel(abandoned.filter((intention) => !proves(intention)));
   const changes = new Map<number, AbandonedIntention[]>();
-  for (const intention of abandoned) {
+  for (const intention of abandoned.filter(proves)) {
     if (intention.changeId === undefined) {
-      await settleOne(ledger, connection, intention, isUnder(now, intention.sent));
+      await settleOne(ledger, connection, intention);
       continue;
     }
     const change = changes.get(intention.changeId);
@@ -51,8 +64,8 @@ export async function settleAbandoned(ledger: Ledger, connection: KvConnection):
     else change.push(intention);
   }
   for (const [changeId, change] of changes) {
-    const proves = change.every(({ sent }) => isUnder(now, sent));
-    if (proves && (await hasMoved(ledger.pool, connection, changeId))) await moveStreams(ledger, connection, change);
+    const provable = change.every(({ sent }) => isUnder(now, sent));
+    if (provable && (await hasMoved(ledger.pool, connection, changeId))) await moveStreams(ledger, connection, change);
     // Not carried out, or the KV store has lost both places: then it is restored where it was, which nobody was told otherwise.
     else await ledger.intentions.cancelChange(changeId);
   }
@@ -63,28 +76,23 @@ function isUnder(now: ServerIdentity, sent: SentUnder | undefined): boolean {
   return sent !== undefined && sent.runId === now.runId && sent.replicationId === now.replicationId;
 }
 
-async function settleOne(
-  ledger: Ledger,
-  connection: KvConnection,
-  intention: AbandonedIntention,
-  proves: boolean,
-): Promise<void> {
+async function settleOne(ledger: Ledger, connection: KvConnection, intention: AbandonedIntention): Promise<void> {
   const { intentions, streams } = ledger;
   const stream = streams.byId(intention.streamId) ?? (await streams.refresh(intention.streamId));
   if (intention.ids !== undefined && stream !== undefined && !stream.ended) {
     await intentions.settleDeleteInPart(
       intention.intentionId,
-      proves ? await deletedOf(ledger, connection, stream, intention.ids) : [],
+      await deletedOf(ledger, connection, stream, intention.ids),
     );
     return;
   }
   if (intention.group !== undefined) {
-    if (proves && stream !== undefined && !stream.ended)
+    if (stream !== undefined && !stream.ended)
       await takeInGroupChange(ledger, connection, stream, intention, intention.group);
     await intentions.cancel([intention]);
     return;
   }
-  const mayHaveEnded = proves && intention.ends && stream !== undefined && !stream.ended;
+  const mayHaveEnded = intention.ends && stream !== undefined && !stream.ended;
   if (mayHaveEnded && typeof (await readStream(connection, stream)) === 'string') {
     await endStreams(ledger, connection, [intention]);
   } else await intentions.cancel([intention]);
