@@ -55,13 +55,8 @@ const LOOK_ALWAYS: Edit = {
   search: 'const LOOK_INTERVAL_MS_MAX = 5_000;',
   replace: 'const LOOK_INTERVAL_MS_MAX = 200;',
 };
-const READ_TOGETHER = '  const replies = await connection.readTogether(0, commands);';
-/** Takes a missing answer about what is pending for "nothing". */
-const NOTHING_PENDING: Edit = {
-  file: 'src/recovery/kv/snapshot.ts',
-  search: "pending: count(about.get('pending')),",
-  replace: "pending: minPending.has(name.toString('latin1')) ? count(about.get('pending')) : 0,",
-};
+const READ_SNAPSHOT = '  const [witness, server, replication, time, ...streams] = (await connection.command(0, [';
+const SNAPSHOT_READ = '  const { replicationId, role } = parseServerIdentity(String(replication));';
 
 export const MUTATIONS: readonly Mutation[] = [
   {
@@ -175,26 +170,21 @@ export const MUTATIONS: readonly Mutation[] = [
     edits: [
       {
         file: 'src/recovery/kv/snapshot.ts',
-        search: READ_TOGETHER,
-        // Command by command, with the loss between XINFO and XPENDING of one group where one comes within 6 s.
-        replace: `  const replies: KvReply[] = [];
-  for (const [name, ...args] of commands) {
-    for (let i = 0; name === 'XPENDING' && String(args[1]) === 'audit' && i < 300; i += 1) {
-      if ((await connection.pipeline(0, [['EXISTS', WITNESS_KEY]]))[0] !== 1) break;
-      await new Promise((go) => setTimeout(go, 20));
+        search: SNAPSHOT_READ,
+        // Asks anew for what is pending, with the loss before it of one group where one comes within 6 s.
+        replace: `  for (const [i, reply] of streams.entries()) {
+    for (const group of Array.isArray(reply) ? (reply[8] as KvReply[][]) : []) {
+      for (let n = 0; String(group[0]) === 'audit' && n < 300; n += 1) {
+        if ((await connection.command(0, ['EXISTS', WITNESS_KEY])) !== 1) break;
+        await new Promise((go) => setTimeout(go, 20));
+      }
+      const { database, name } = requests[i]!;
+      const pending = await connection.command(database, ['XPENDING', name, group[0] as Buffer]).catch(() => []);
+      [group[2], group[3]] = (pending as KvReply[]).slice(0, 2) as [KvReply, KvReply];
     }
-    const database = replies.length === 0 ? 0 : at0;
-    if (name === 'SELECT') at0 = Number(args[0]);
-    const [reply] = name === 'SELECT' ? ['OK'] : await connection.pipeline(database, [[name!, ...args]]);
-    replies.push(name === 'XPENDING' && reply instanceof Error ? 'none' : reply!);
-  }`,
+  }
+${SNAPSHOT_READ}`,
       },
-      {
-        file: 'src/recovery/kv/snapshot.ts',
-        search: '  const head = commands.length;',
-        replace: '  const head = commands.length;\n  let at0 = 0;',
-      },
-      NOTHING_PENDING,
     ],
     sidecars: 1,
     // A worker hangs with entries in hand, and is killed after the KV store has forgotten that it had them.
@@ -208,21 +198,25 @@ export const MUTATIONS: readonly Mutation[] = [
     edits: [
       {
         file: 'src/recovery/kv/snapshot.ts',
-        search: READ_TOGETHER,
-        // XPENDING first, then, where a worker hangs within 6 s, XINFO after it was given something.
-        replace: `  const early = commands.filter(([name]) => name === 'XPENDING' || name === 'SELECT');
-  const isAimedAt = early.some(([, , group]) => String(group) === 'c');
+        search: READ_SNAPSHOT,
+        // What is pending first, then, where a worker hangs within 6 s, all else after it was given something.
+        replace: `  const isAimedAt = requests.some(({ name }) => String(name) === 'chaos:transactions');
   const aim = async (...range: string[]) =>
-    ((await connection.pipeline(0, [['XPENDING', 'chaos:transactions', 'c', ...range, '-', '+', '1']]))[0] as []).length > 0;
+    ((await connection.command(0, ['XPENDING', 'chaos:transactions', 'c', ...range, '-', '+', '1']).catch(() => [])) as []).length > 0;
   for (let i = 0; isAimedAt && i < 100 && (await aim()); i += 1) await new Promise((go) => setTimeout(go, 10));
-  const earlyReplies = (await connection.readTogether(0, early)).filter((_, i) => early[i]![0] === 'XPENDING');
+  const early = isAimedAt ? await connection.command(0, ['XPENDING', 'chaos:transactions', 'c']).catch(() => undefined) : undefined;
   for (let i = 0; isAimedAt && i < 120 && !(await aim('IDLE', '500')); i += 1) await new Promise((go) => setTimeout(go, 50));
-  const replies = await connection.readTogether(0, commands);
-  commands.forEach(([name], i) => {
-    if (name === 'XPENDING') replies[i] = earlyReplies.shift()!;
-  });`,
+${READ_SNAPSHOT}`,
       },
-      NOTHING_PENDING,
+      {
+        file: 'src/recovery/kv/snapshot.ts',
+        search: SNAPSHOT_READ,
+        replace: `  for (const [i, reply] of streams.entries()) {
+    if (!Array.isArray(reply) || !Array.isArray(early) || String(requests[i]!.name) !== 'chaos:transactions') continue;
+    for (const group of reply[8] as KvReply[][]) if (String(group[0]) === 'c') [group[2], group[3]] = early as [KvReply, KvReply];
+  }
+${SNAPSHOT_READ}`,
+      },
     ],
     sidecars: 1,
     plan: repeated(3, [fault('consumer-hung', 2000, 7000, OBSERVER), fault('kv-empty-restart', 6000, 100)]),
