@@ -223,7 +223,7 @@ export async function buildSideKey(
       if (kept.full) await kept.flush();
       if (steps % STEPS_PER_CHECK === 0) {
         await writer.ready();
-        refuse(writer);
+        await refuse(writer);
       }
     }
     await kept.flush();
@@ -254,7 +254,7 @@ export async function buildSideKey(
     for (const command of finish) add(command);
     flush();
     await writer.drain();
-    refuse(writer);
+    await refuse(writer);
     // Evicted half-way, and begun again by the next XADD, it would lack what came before.
     if ((await connection.command(known.database, ['XLEN', side])) !== build.length) {
       throw new OutOfRoom('the KV store evicted a stream while it was restored');
@@ -270,9 +270,11 @@ export async function buildSideKey(
 }
 
 /** Throws where the KV store refused a command. */
-function refuse(writer: BulkWriter): void {
+async function refuse(writer: BulkWriter): Promise<void> {
   const refused = writer.takeRefused()[0];
   if (refused === undefined) return;
+  // What is still on its way would make the key anew once it is taken out, and there is room for it then.
+  await writer.drain();
   if (refused.text.startsWith('OOM ')) throw new OutOfRoom('the KV store has no memory for what it lost');
   throw new HoldfastError('RECOVERING', `the KV store refused to take an entry back: ${refused.text}`);
 }
